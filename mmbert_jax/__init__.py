@@ -1,0 +1,1 @@
+"""Pre-training of massively multilingual encoders in JAX: mmBERT's recipe from text to `transformers`."""
