@@ -1,0 +1,130 @@
+"""Cross-entropy over a large vocabulary without ever holding all logits.
+
+The vocabulary is walked in chunks: the forward pass keeps a running maximum and sum (the online softmax), the
+backward pass computes each chunk's logits again. Peak temporaries are N x chunk logits instead of N x V.
+
+Chunk c holds the classes `c, c + C, c + 2C, ...` of C chunks: with the embedding sharded over its first dimension each
+device then works on its own part of every chunk, and no chunk is gathered.
+
+Letters: N positions, D hidden size, V vocabulary, C chunks, W classes a chunk.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+
+def chunk_count(vocab_size: int, chunk: int) -> int:
+    """The smallest number of equal chunks of at most `chunk` classes that divides the vocabulary.
+
+    Raises:
+      ValueError: no such number below 8 x vocab_size / chunk; the vocabulary should be a rounder number.
+    """
+    least = -(-vocab_size // chunk)
+    for count in range(least, 8 * least + 1):
+        if vocab_size % count == 0:
+            return count
+    raise ValueError(
+        f"a vocabulary of {vocab_size} does not divide into equal chunks of about {chunk}: use a rounder vocabulary size"
+        " or a chunk that holds the whole of it"
+    )
+
+
+def token_losses(
+    hidden: jax.Array, embedding: jax.Array, bias: jax.Array, labels: jax.Array, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+    """Negative log likelihood of each label under a tied decoder.
+
+    Args:
+      hidden: float [N, D], in the compute dtype, which is also that of the matrix products (summed in float32).
+      embedding: float32 [V, D].
+      bias: float32 [V].
+      labels: int32 [N].
+      chunk: classes whose logits are held at a time, at most.
+
+    Returns:
+      losses: float32 [N], differentiable in hidden, embedding and bias.
+      correct: bool [N], whether the label has the largest logit.
+    """
+    count = chunk_count(embedding.shape[0], chunk)
+    return _token_losses(count, hidden, embedding, bias, labels)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _token_losses(count, hidden, embedding, bias, labels):
+    losses, correct, _ = _forward(count, hidden, embedding, bias, labels)
+    return losses, correct
+
+
+def _chunks(count, embedding, bias):
+    """Embedding [W, C, D] and bias [W, C]: chunk c is `[:, c]`."""
+    vocab, depth = embedding.shape
+    return embedding.reshape(vocab // count, count, depth), bias.reshape(vocab // count, count)
+
+
+def _logits(hidden, embedding, bias, c):
+    """Logits [N, W] of chunk c in float32, and the chunk's embedding [W, D] in the compute dtype."""
+    weights = jax.lax.dynamic_index_in_dim(embedding, c, axis=1, keepdims=False).astype(hidden.dtype)
+    offset = jax.lax.dynamic_index_in_dim(bias, c, axis=1, keepdims=False)
+    logits = jnp.einsum("nd,wd->nw", hidden, weights, preferred_element_type=jnp.float32) + offset
+    return logits, weights
+
+
+def _forward(count, hidden, embedding, bias, labels):
+    n = hidden.shape[0]
+    embedding, bias = _chunks(count, embedding, bias)
+
+    def body(c, carry):
+        largest, total, target = carry
+        logits, _ = _logits(hidden, embedding, bias, c)
+        new = jnp.maximum(largest, logits.max(axis=-1))
+        total = total * jnp.exp(largest - new) + jnp.exp(logits - new[:, None]).sum(axis=-1)
+        own = jnp.take_along_axis(logits, (labels // count)[:, None], axis=1)[:, 0]
+        return new, total, jnp.where(labels % count == c, own, target)
+
+    start = (jnp.full(n, -jnp.inf), jnp.zeros(n), jnp.zeros(n))
+    largest, total, target = _loop(count, body, start)
+    normaliser = largest + jnp.log(total)
+    return normaliser - target, target >= largest, normaliser
+
+
+def _loop(count, body, start):
+    """`fori_loop` over the chunks; a single chunk needs no loop."""
+    return body(0, start) if count == 1 else jax.lax.fori_loop(0, count, body, start)
+
+
+def _token_losses_fwd(count, hidden, embedding, bias, labels):
+    losses, correct, normaliser = _forward(count, hidden, embedding, bias, labels)
+    return (losses, correct), (hidden, embedding, bias, labels, normaliser)
+
+
+def _token_losses_bwd(count, residuals, cotangents):
+    hidden, embedding, bias, labels, normaliser = residuals
+    weight, _ = cotangents  # [N]; `correct` is boolean and has no gradient
+    shape, bias_shape = embedding.shape, bias.shape
+    embedding, bias = _chunks(count, embedding, bias)
+    classes = jnp.arange(embedding.shape[0])
+
+    def body(c, carry):
+        d_hidden, d_embedding, d_bias = carry
+        logits, weights = _logits(hidden, embedding, bias, c)
+        is_label = (labels % count == c)[:, None] & (classes == (labels // count)[:, None])
+        d_logits = (jnp.exp(logits - normaliser[:, None]) - is_label) * weight[:, None]
+        narrow = d_logits.astype(hidden.dtype)
+        d_hidden += jnp.einsum("nw,wd->nd", narrow, weights, preferred_element_type=jnp.float32)
+        d_chunk = jnp.einsum("nw,nd->wd", narrow, hidden, preferred_element_type=jnp.float32)
+        d_embedding = jax.lax.dynamic_update_index_in_dim(d_embedding, d_chunk, c, axis=1)
+        d_bias = jax.lax.dynamic_update_index_in_dim(d_bias, d_logits.sum(axis=0), c, axis=1)
+        return d_hidden, d_embedding, d_bias
+
+    start = (
+        jnp.zeros(hidden.shape, jnp.float32),
+        jnp.zeros(embedding.shape, jnp.float32),
+        jnp.zeros(bias.shape, jnp.float32),
+    )
+    d_hidden, d_embedding, d_bias = _loop(count, body, start)
+    return d_hidden.astype(hidden.dtype), d_embedding.reshape(shape), d_bias.reshape(bias_shape), None
+
+
+_token_losses.defvjp(_token_losses_fwd, _token_losses_bwd)

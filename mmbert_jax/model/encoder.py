@@ -1,0 +1,164 @@
+"""ModernBERT's encoder (Warner et al., 2024) over packed rows, as mmBERT trains it.
+
+Letters: B batch, L row length, D hidden size, H heads, K head dim, F GLU intermediate size, V vocabulary.
+
+Every parameter carries the logical names of its dimensions; `parallel/sharding.py` maps them to mesh axes.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmbert_jax.kernels.attention import attention
+from mmbert_jax.kernels.ranges import Ranges, ranges
+from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.model.rope import apply_rope, rope_table
+
+# "Full megatron" initialisation of ModernBERT's trainer.
+INIT_STDDEV = 0.02
+
+
+def parameter(key: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], stddev: float = INIT_STDDEV) -> nnx.Param:
+    """A float32 weight, drawn from a normal distribution that is cut off at two sigma."""
+    value = jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32) * stddev
+    return nnx.Param(value, logical_axes=axes)
+
+
+def scale(size: int) -> nnx.Param:
+    """The weight of a layer norm."""
+    return nnx.Param(jnp.ones(size, jnp.float32), logical_axes=("norm",))
+
+
+def layer_norm(x: jax.Array, weight: nnx.Param, eps: float, dtype: jnp.dtype) -> jax.Array:
+    """Layer norm without bias, computed in float32, returned in `dtype`."""
+    x = x.astype(jnp.float32)
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + eps) * weight[...]).astype(dtype)
+
+
+def matmul(equation: str, x: jax.Array, weight: nnx.Param) -> jax.Array:
+    """einsum with the weight cast to x's dtype: parameters stay float32, products run in the compute dtype."""
+    return jnp.einsum(equation, x, weight[...].astype(x.dtype))
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Drops elements with probability `rate`; no key means evaluation, which drops nothing."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+@jax.custom_vjp
+def fence(x: jax.Array) -> jax.Array:
+    """Identity that XLA does not fuse across, forward and backward.
+
+    Without it XLA:CPU recomputes the whole residual chain in every fusion, at a cost that grows with the square of the
+    depth (docs/log.md). On other platforms fusions stay linear in depth by themselves, and it is left out.
+    """
+    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
+
+
+fence.defvjp(lambda x: (fence(x), None), lambda _, gradient: (fence(gradient),))
+
+
+class Attention(nnx.Module):
+    """Self-attention with a fused projection laid out (3, heads, head dim), without biases."""
+
+    def __init__(self, config: ModelConfig, *, is_global: bool, rngs: nnx.Rngs):
+        d, h, k = config.hidden_size, config.num_heads, config.head_dim
+        self.wqkv = parameter(rngs.params(), (d, 3, h, k), ("embed", "qkv", "heads", "head_dim"))
+        self.wo = parameter(rngs.params(), (h, k, d), ("heads", "head_dim", "embed"), _residual_stddev(config))
+        self.is_global = is_global
+        self.dropout_rate = config.attention_output_dropout
+
+    def __call__(self, x, key_ranges: Ranges, table, dropout_key):
+        q, k, v = jnp.unstack(matmul("bld,dthk->tblhk", x, self.wqkv))
+        out = attention(apply_rope(q, table), apply_rope(k, table), v, key_ranges)
+        return dropout(matmul("blhk,hkd->bld", out, self.wo), self.dropout_rate, dropout_key)
+
+
+class GatedMlp(nnx.Module):
+    """GeGLU: gelu(first half) * second half, with the exact (erf) GELU, without biases."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        d, f = config.hidden_size, config.intermediate_size
+        self.wi = parameter(rngs.params(), (d, 2, f), ("embed", "glu", "mlp"))
+        self.wo = parameter(rngs.params(), (f, d), ("mlp", "embed"), _residual_stddev(config))
+
+    def __call__(self, x):
+        first, second = jnp.unstack(matmul("bld,dgf->gblf", x, self.wi))
+        return matmul("blf,fd->bld", jax.nn.gelu(first, approximate=False) * second, self.wo)
+
+
+class Layer(nnx.Module):
+    """Pre-norm layer; the first of a model has no attention norm, since the embedding's norm stands before it."""
+
+    def __init__(self, config: ModelConfig, index: int, *, rngs: nnx.Rngs):
+        self.attn_norm = None if index == 0 else scale(config.hidden_size)
+        self.attn = Attention(config, is_global=config.is_global(index), rngs=rngs)
+        self.mlp_norm = scale(config.hidden_size)
+        self.mlp = GatedMlp(config, rngs=rngs)
+        self.eps = config.norm_eps
+
+    def __call__(self, x, key_ranges: Ranges, table, dropout_key):
+        h = x if self.attn_norm is None else layer_norm(x, self.attn_norm, self.eps, x.dtype)
+        x = fence(x + self.attn(h, key_ranges, table, dropout_key))
+        h = layer_norm(x, self.mlp_norm, self.eps, x.dtype)
+        return fence(x + self.mlp(h))
+
+
+class Embeddings(nnx.Module):
+    """Token embedding and its norm; there are no position or type embeddings."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.tokens = parameter(rngs.params(), (config.vocab_size, config.hidden_size), ("vocab", "embed"))
+        self.norm = scale(config.hidden_size)
+        self.eps = config.norm_eps
+
+    def __call__(self, tokens, dtype):
+        return layer_norm(jnp.take(self.tokens[...], tokens, axis=0), self.norm, self.eps, dtype)
+
+
+class Encoder(nnx.Module):
+    """The encoder without a head.
+
+    Called with tokens, segment_ids, positions (int32 [B, L]), a compute dtype and, in training, a key for dropout;
+    returns hidden states [B, L, D] in the compute dtype, after the final norm.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.embeddings = Embeddings(config, rngs=rngs)
+        self.layers = nnx.List([Layer(config, i, rngs=rngs) for i in range(config.num_layers)])
+        self.final_norm = scale(config.hidden_size)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        dtype: jnp.dtype = jnp.float32,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        config = self.config
+        global_ranges = ranges(segment_ids)
+        local_ranges = ranges(segment_ids, config.attention_window // 2)
+        global_table = rope_table(positions, config.head_dim, config.global_rope_theta)
+        local_table = rope_table(positions, config.head_dim, config.local_rope_theta)
+        x = self.embeddings(tokens, dtype)
+        for i, layer in enumerate(self.layers):
+            key = None if dropout_key is None else jax.random.fold_in(dropout_key, i)
+            if config.is_global(i):
+                x = layer(x, global_ranges, global_table, key)
+            else:
+                x = layer(x, local_ranges, local_table, key)
+        return layer_norm(x, self.final_norm, config.norm_eps, dtype)
+
+
+def _residual_stddev(config: ModelConfig) -> float:
+    """Projections into the residual stream start smaller, so that its variance does not grow with depth."""
+    return INIT_STDDEV / math.sqrt(2 * config.num_layers)

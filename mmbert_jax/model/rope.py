@@ -1,0 +1,23 @@
+"""Rotary position embedding, not interleaved (the halves of a head are rotated against each other).
+
+Su et al., "RoFormer", 2021; layout as in ModernBERT's `apply_rotary_pos_emb`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def rope_table(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines, each float32 [B, L, 1, head_dim / 2], for positions int32 [B, L]."""
+    frequencies = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    angles = positions[..., None].astype(jnp.float32) * frequencies.astype(np.float32)
+    return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+
+
+def apply_rope(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates x [B, L, H, head_dim] in float32; returns x's dtype."""
+    cos, sin = table
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
