@@ -41,7 +41,7 @@ def ranges(segment_ids: jax.Array, window: int | None = None) -> Ranges:
     length = segment_ids.shape[-1]
     i = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), segment_ids.shape)
     edge = segment_ids[:, 1:] != segment_ids[:, :-1]
-    always = jnp.ones_like(edge[:, :1])
+    always = jnp.ones_like(segment_ids[:, :1], dtype=bool)
     starts = jnp.concatenate([always, edge], axis=1)
     ends = jnp.concatenate([edge, always], axis=1)
     lo = jax.lax.cummax(jnp.where(starts, i, 0), axis=1)
