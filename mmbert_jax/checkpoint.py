@@ -1,0 +1,166 @@
+"""Checkpoints in orbax: written in the background, complete or absent, and explained by what they hold.
+
+A run folder has `checkpoints/STEP/` with three items: `params`, `optimizer` (absent in merged or imported models) and
+`meta`, a JSON object with the step, the row counter, the tokens seen and the whole config.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from mmbert_jax.errors import UserError
+
+Meta = dict[str, Any]
+Tree = dict[str, Any]
+
+
+def open_manager(run: Path, keep: int) -> ocp.CheckpointManager:
+    """Opens a run's checkpoints, first clearing what a killed save left behind."""
+    folder = run.absolute() / "checkpoints"
+    if folder.is_dir():
+        for leftover in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+            print(f"removing {leftover}: a save that was killed before it was complete", flush=True)
+            shutil.rmtree(leftover)
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+    return ocp.CheckpointManager(folder, options=options)
+
+
+def save(manager: ocp.CheckpointManager, step: int, state: Tree, meta: Meta) -> None:
+    """Starts saving; returns as soon as the arrays are copied out. The next save waits for this one."""
+    args = ocp.args.Composite(
+        **{name: ocp.args.StandardSave(tree) for name, tree in state.items()}, meta=ocp.args.JsonSave(meta)
+    )
+    # Orbax answers False, without a word, when it decides not to save: a step that is there already, for one.
+    if not manager.save(step, args=args):
+        raise UserError(f"{manager.directory}: step {step} was not saved; is another run writing to this folder?")
+
+
+def restore_latest(manager: ocp.CheckpointManager, abstract: Tree) -> tuple[Tree, Meta] | None:
+    """The newest checkpoint of a run that can be read, laid out as `abstract` says; None where there is none.
+
+    A damaged one is named and set aside, and the one before it is used.
+
+    Raises:
+      UserError: there are checkpoints, and none of them can be read.
+    """
+    steps = sorted(manager.all_steps(), reverse=True)
+    for step in steps:
+        folder = Path(manager.directory) / str(step)
+        try:
+            return _restore(folder, abstract), _read_meta(folder)
+        except (ValueError, OSError, KeyError) as error:
+            aside = folder.with_name(f"damaged-{step}")
+            print(f"warning: checkpoint {folder} cannot be read; it is now {aside.name}, trying the one before: {error}")
+            folder.rename(aside)
+            manager.reload()
+    if steps:
+        raise UserError(
+            f"{manager.directory}: none of the checkpoints {steps} can be read; they are kept there as damaged-STEP."
+            " Start in another folder, or put a copy of one of them in its place"
+        )
+    return None
+
+
+def restore_for_phase(path: str | Path, abstract: Tree) -> tuple[Tree, Meta]:
+    """What a new phase starts from: parameters, and the optimiser's state where the checkpoint has one.
+
+    Raises:
+      UserError: there is no checkpoint, or it holds a model of another shape.
+    """
+    folder = _locate(path)
+    _check_shapes(folder, abstract["params"])
+    return _restore(folder, {name: tree for name, tree in abstract.items() if (folder / name).is_dir()}), _read_meta(folder)
+
+
+def restore_params(path: str | Path) -> tuple[Tree, Meta]:
+    """Parameters as a nested dict of float32 NumPy arrays, and the checkpoint's meta.
+
+    Args:
+      path: a run folder (its newest checkpoint) or one checkpoint in it.
+
+    Raises:
+      UserError: there is no checkpoint there.
+    """
+    folder = _locate(path)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), _stored(folder))
+    params = _restore(folder, {"params": shapes})["params"]
+    return jax.tree.map(np.asarray, params), _read_meta(folder)
+
+
+def read_meta(path: str | Path) -> Meta:
+    """The meta of a run folder's newest checkpoint, or of one checkpoint."""
+    return _read_meta(_locate(path))
+
+
+def save_params(path: str | Path, params: Tree, meta: Meta) -> None:
+    """Writes a run folder with one checkpoint, at `meta["step"]`, without an optimiser's state.
+
+    Raises:
+      UserError: the folder holds something already.
+    """
+    run = Path(path)
+    if run.exists() and any(run.iterdir()):
+        raise UserError(f"{run} is not empty: choose another output folder, or remove it first")
+    with open_manager(run, keep=1) as manager:
+        save(manager, meta["step"], {"params": params}, meta)
+        manager.wait_until_finished()
+
+
+def read_meta(path: str | Path) -> Meta:
+    """The meta of a run folder's newest checkpoint, or of one checkpoint."""
+    manager, step = _locate(path)
+    with manager:
+        return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+
+def run_folder(path: str | Path) -> Path:
+    """The run folder of a checkpoint argument."""
+    path = Path(path)
+    return path.parent.parent if path.parent.name == "checkpoints" else path
+
+
+def _locate(path: str | Path) -> Path:
+    """The folder of the checkpoint that a checkpoint argument names."""
+    path = Path(path).absolute()
+    folder = run_folder(path) / "checkpoints"
+    steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+    if not steps:
+        raise UserError(f"no checkpoint at {path}: name a run folder (with checkpoints/) or one checkpoint in it")
+    if path.parent != folder:
+        return folder / str(max(steps))
+    if path.name not in map(str, steps):
+        raise UserError(f"no complete checkpoint at {path}; there are {sorted(steps)}")
+    return path
+
+
+def _stored(folder: Path) -> Tree:
+    """Shapes and dtypes of a checkpoint's parameters."""
+    return ocp.StandardCheckpointHandler().metadata(folder / "params").tree
+
+
+def _restore(folder: Path, abstract: Tree) -> Tree:
+    with ocp.StandardCheckpointer() as checkpointer:
+        return {name: checkpointer.restore(folder / name, tree) for name, tree in abstract.items()}
+
+
+def _read_meta(folder: Path) -> Meta:
+    return json.loads((folder / "meta" / "metadata").read_text())
+
+
+def _check_shapes(folder: Path, wanted: Tree) -> None:
+    def shapes(tree):
+        return {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(tree)}
+
+    stored, wanted = shapes(_stored(folder)), shapes(wanted)
+    for name in sorted(stored.keys() | wanted.keys()):
+        if stored.get(name) != wanted.get(name):
+            raise UserError(
+                f"{folder} does not fit config.model: parameter {name} has shape {stored.get(name)} there and"
+                f" {wanted.get(name)} here"
+            )

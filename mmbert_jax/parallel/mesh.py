@@ -1,0 +1,35 @@
+"""The device mesh: data, fsdp and tensor axes, any of which may be 1."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+from mmbert_jax.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Builds the mesh of `config.mesh`.
+
+    Args:
+      sizes: size of each axis; -1 for at most one of them takes all devices that are left.
+      devices: all devices of the job by default.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = list(devices or jax.devices())
+    shape = [int(sizes[axis]) for axis in AXES]
+    if shape.count(-1) == 1:
+        known = -1 * shape[0] * shape[1] * shape[2]
+        shape[shape.index(-1)] = len(devices) // known if known else 0
+    if min(shape) < 1 or shape[0] * shape[1] * shape[2] != len(devices):
+        asked = ", ".join(f"{axis}={sizes[axis]}" for axis in AXES)
+        raise UserError(
+            f"config.mesh: {asked} does not make {len(devices)} devices: the sizes must multiply to that number,"
+            " and one of them may be -1"
+        )
+    # Auto axes: XLA propagates shardings from the arguments; nothing in the model names an axis of the mesh.
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)

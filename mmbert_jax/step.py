@@ -1,0 +1,174 @@
+"""One training step and one evaluation step, jitted over a mesh.
+
+Letters: A microbatches of a batch, B rows of a microbatch on all devices, L row length, M targets a row.
+"""
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.model.heads import Params, bind, init_params
+from mmbert_jax.model.masking import mask_tokens, num_targets
+from mmbert_jax.optim.stable_adamw import stable_adamw
+from mmbert_jax.parallel.sharding import batch_sharding, param_shardings, replicated
+
+# {"params": tree of float32 arrays, "optimizer": state of StableAdamW}
+State = dict[str, Any]
+Batch = dict[str, jax.Array]
+
+# Streams of random numbers that are drawn from the run's key.
+_MASKING, _DROPOUT = 0, 1
+# Held-out rows are masked alike in every run and phase.
+_EVAL_SEED = 0
+
+
+def phase_seed(config: ConfigDict) -> int:
+    """Seed of a phase's order, masks and dropout: the config's seed and the phase's name."""
+    return zlib.crc32(f"{config.seed} {config.phase}".encode())
+
+
+def optimizer(config: ConfigDict):
+    c = config.optimizer
+    return stable_adamw(b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay, peak_lr=c.peak_lr)
+
+
+def init_optimizer(config: ConfigDict, params: Params) -> Any:
+    return optimizer(config).init(params)
+
+
+def state_shardings(config: ConfigDict, mesh: Mesh) -> State:
+    """Shardings of the state. Moments lie like their parameters: left to itself, jit would replicate them."""
+    model_config = ModelConfig.from_config(config.model)
+    params = param_shardings(model_config, mesh)
+    state = jax.eval_shape(lambda: init_optimizer(config, init_params(model_config, config.seed)))
+    return {"params": params, "optimizer": state._replace(count=replicated(mesh), mu=params, nu=params)}
+
+
+def abstract_state(config: ConfigDict, mesh: Mesh) -> State:
+    """Shapes, dtypes and shardings of the state, without computing anything."""
+    shapes = jax.eval_shape(lambda: _new_state(config))
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        state_shardings(config, mesh),
+    )
+
+
+def init_state(config: ConfigDict, mesh: Mesh) -> State:
+    """A new state from the config's seed, each device computing its own part."""
+    return jax.jit(lambda: _new_state(config), out_shardings=state_shardings(config, mesh))()
+
+
+def _new_state(config: ConfigDict) -> State:
+    params = init_params(ModelConfig.from_config(config.model), config.seed)
+    return {"params": params, "optimizer": init_optimizer(config, params)}
+
+
+def make_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
+    """Builds the jitted step.
+
+    The step takes
+      state: donated.
+      batch: tokens, segment_ids, positions, each int32 [A, B, L]; A is the largest batch in microbatches.
+      count: int32, how many of the A microbatches hold rows. Growing batches therefore do not recompile.
+      first_row: uint32, number of the batch's first row in the order of the data.
+      learning_rate: float32.
+    and returns the new state and the step's metrics: loss (mean over all targets of the batch), masked_accuracy,
+    grad_norm (of the mean loss), targets.
+    """
+    model_config = ModelConfig.from_config(config.model)
+    dtype = jnp.dtype(config.dtype)
+    targets_per_row = num_targets(config.mask.ratio, config.data.row_length)
+    update = optimizer(config).update
+    seed = phase_seed(config)
+
+    def loss_sum(params, rows: Batch, first_row):
+        key = jax.random.key(seed)
+        row_ids = first_row + jnp.arange(rows["tokens"].shape[0], dtype=jnp.uint32)
+        inputs, positions, labels, weights = mask_tokens(
+            jax.random.fold_in(key, _MASKING),
+            row_ids,
+            rows["tokens"],
+            num_targets=targets_per_row,
+            vocab_size=model_config.vocab_size,
+            mask_share=config.mask.mask_share,
+            random_share=config.mask.random_share,
+        )
+        dropout_key = jax.random.fold_in(jax.random.fold_in(key, _DROPOUT), first_row)
+        model = bind(model_config, params)
+        hidden = model(inputs, rows["segment_ids"], rows["positions"], dtype, dropout_key)
+        losses, correct = model.losses(hidden, positions, labels, config.train.loss_chunk)
+        loss = (losses * weights).sum()
+        return loss, {"loss": loss, "correct": (correct * weights).sum(), "targets": weights.sum()}
+
+    def accumulate(params, batch: Batch, count, first_row):
+        """Gradients and sums over `count` microbatches, not yet divided by the number of targets."""
+        microbatches, rows = batch["tokens"].shape[:2]
+        gradient = jax.grad(loss_sum, has_aux=True)
+        if microbatches == 1:
+            return gradient(params, {name: x[0] for name, x in batch.items()}, first_row)
+
+        def body(i, carry):
+            part = gradient(params, {name: x[i] for name, x in batch.items()}, first_row + (i * rows).astype(jnp.uint32))
+            return jax.tree.map(jnp.add, carry, part)
+
+        nothing = (jax.tree.map(jnp.zeros_like, params), dict.fromkeys(("loss", "correct", "targets"), jnp.float32(0)))
+        return jax.lax.fori_loop(0, count, body, nothing)
+
+    def train_step(state: State, batch: Batch, count, first_row, learning_rate):
+        gradients, sums = accumulate(state["params"], batch, count, first_row)
+        # By the number of targets in the whole batch, so that a row counts the same in any microbatch and on any device.
+        targets = jnp.maximum(sums["targets"], 1.0)
+        gradients = jax.tree.map(lambda g: g / targets, gradients)
+        updates, optimizer_state = update(gradients, state["optimizer"], state["params"], learning_rate=learning_rate)
+        params = jax.tree.map(jnp.add, state["params"], updates)
+        metrics = {
+            "loss": sums["loss"] / targets,
+            "masked_accuracy": sums["correct"] / targets,
+            "grad_norm": jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(gradients))),
+            "targets": sums["targets"],
+        }
+        return {"params": params, "optimizer": optimizer_state}, metrics
+
+    state, whole = state_shardings(config, mesh), replicated(mesh)
+    return jax.jit(
+        train_step,
+        in_shardings=(state, batch_sharding(mesh, leading=1), whole, whole, whole),
+        out_shardings=(state, whole),
+        donate_argnums=0,
+    )
+
+
+def make_eval_step(
+    model_config: ModelConfig, mesh: Mesh, *, mask_ratio: float, dtype: str, loss_chunk: int
+) -> Callable[..., dict[str, jax.Array]]:
+    """Builds the jitted evaluation of held-out rows.
+
+    It takes params, a batch (each int32 [B, L]) and the number of its first row among all held-out rows, which decides
+    the masks; it returns loss, correct and targets, each float32 [B], summed over a row.
+    """
+
+    def eval_step(params, batch: Batch, first_row):
+        tokens = batch["tokens"]
+        inputs, positions, labels, weights = mask_tokens(
+            jax.random.key(_EVAL_SEED),
+            first_row + jnp.arange(tokens.shape[0], dtype=jnp.uint32),
+            tokens,
+            num_targets=num_targets(mask_ratio, tokens.shape[1]),
+            vocab_size=model_config.vocab_size,
+        )
+        model = bind(model_config, params)
+        hidden = model(inputs, batch["segment_ids"], batch["positions"], jnp.dtype(dtype))
+        losses, correct = model.losses(hidden, positions, labels, loss_chunk)
+        sums = {"loss": losses * weights, "correct": correct * weights, "targets": weights}
+        return {name: x.sum(axis=1) for name, x in sums.items()}
+
+    whole = replicated(mesh)
+    params = param_shardings(model_config, mesh)
+    return jax.jit(eval_step, in_shardings=(params, batch_sharding(mesh), whole), out_shardings=whole)
