@@ -1,0 +1,168 @@
+"""A corpus on disk: packed rows in ArrayRecord shards, language after language, and manifest.json.
+
+The row with global number i of one (row length, split) is record i of its shards laid end to end. Languages are in
+sorted order and each is one range of rows.
+
+A record, little-endian:
+  uint32 [2]         number of tokens n, number of segments s
+  uint32 [n]         tokens, without padding
+  uint32 [s]         segment ends, exclusive, cumulative: the last is n
+  uint64 [s]         document ids: input file's index << 40 | line (or record) number from 1
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordReader
+
+from mmbert_jax.data.special_ids import PAD
+from mmbert_jax.errors import UserError
+
+FORMAT, VERSION = "mmbert_jax corpus", 1
+MANIFEST = "manifest.json"
+SPLITS = ("train", "held_out")
+DOCUMENT_BITS = 40
+
+Manifest = dict[str, Any]
+
+
+def document_id(input_index: int, number: int) -> int:
+    """The id of record `number` (from 1) of the corpus's input file `input_index`."""
+    return input_index << DOCUMENT_BITS | number
+
+
+def locate_document(manifest: Manifest, document: int) -> tuple[str, int]:
+    """The input file and the line in it (from 1; 1 for a file that is one document) that a document id stands for."""
+    number = int(document) & ((1 << DOCUMENT_BITS) - 1)
+    return manifest["inputs"][int(document) >> DOCUMENT_BITS], number
+
+
+def encode_row(tokens: np.ndarray, segment_ends: np.ndarray, document_ids: np.ndarray) -> bytes:
+    """The record of one row: tokens [n], segment_ends [s], document_ids [s]."""
+    return b"".join(
+        (
+            np.array([len(tokens), len(segment_ends)], "<u4").tobytes(),
+            np.asarray(tokens, "<u4").tobytes(),
+            np.asarray(segment_ends, "<u4").tobytes(),
+            np.asarray(document_ids, "<u8").tobytes(),
+        )
+    )
+
+
+def decode_row(record: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(tokens uint32 [n], segment_ends uint32 [s], document_ids uint64 [s]) of one record, read-only views of it."""
+    tokens, segments = np.frombuffer(record, "<u4", 2).tolist() if len(record) >= 8 else (0, -1)
+    if len(record) != 8 + 4 * tokens + 12 * segments:
+        raise UserError(
+            f"a record of {len(record)} bytes is not a packed row: prepare the corpus again"
+        )
+    return (
+        np.frombuffer(record, "<u4", tokens, 8),
+        np.frombuffer(record, "<u4", segments, 8 + 4 * tokens),
+        np.frombuffer(record, "<u8", segments, 8 + 4 * (tokens + segments)),
+    )
+
+
+def row_to_arrays(
+    tokens: np.ndarray, segment_ends: np.ndarray, row_length: int
+) -> dict[str, np.ndarray]:
+    """The row as the model takes it: `tokens`, `segment_ids`, `positions`, each int32 [row_length].
+
+    Segments count from 1, 0 is padding; positions restart at 0 in each segment and are 0 in the padding.
+    """
+    n = len(tokens)
+    ends = np.asarray(segment_ends, np.int64)
+    starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
+    lengths = ends - starts
+    row = {
+        "tokens": np.full(row_length, PAD, np.int32),
+        "segment_ids": np.zeros(row_length, np.int32),
+        "positions": np.zeros(row_length, np.int32),
+    }
+    row["tokens"][:n] = tokens
+    row["segment_ids"][:n] = np.repeat(np.arange(1, len(ends) + 1), lengths)
+    row["positions"][:n] = np.arange(n) - np.repeat(starts, lengths)
+    return row
+
+
+def read_manifest(corpus_dir: str | Path) -> Manifest:
+    """The manifest of a corpus.
+
+    Raises:
+      UserError: no corpus there, a damaged manifest, or one of another version.
+    """
+    path = Path(corpus_dir) / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{corpus_dir}: no corpus here ({MANIFEST} is missing); make one with tools/prepare_corpus.py"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: damaged ({error}); prepare the corpus again") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{path}: not the manifest of a {FORMAT}")
+    if manifest["version"] != VERSION:
+        raise UserError(
+            f"{path}: version {manifest['version']}, but this program reads version {VERSION}; prepare the corpus again"
+        )
+    return manifest
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """What ArrayRecordDataSource wants to know of a file that has been opened and counted already."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
+def rows_source(
+    corpus_dir: str | Path, manifest: Manifest, row_length: int, split: str
+) -> Sequence[bytes]:
+    """The records of one row length and split, addressed by global row number; can be pickled for worker processes.
+
+    ArrayRecord opens a truncated file without complaint and finds no records in it, so every shard is checked first.
+
+    Raises:
+      UserError: the corpus has no such row length, or a shard is missing, damaged, or has another number of rows.
+    """
+    if str(row_length) not in manifest["row_lengths"]:
+        raise UserError(
+            f"{corpus_dir}: no rows of {row_length} tokens, only of {', '.join(manifest['row_lengths'])}; "
+            f"prepare the corpus with --row_length {row_length}"
+        )
+    shards = manifest["row_lengths"][str(row_length)][split]["shards"]
+    found = []
+    for shard in shards:
+        path = Path(corpus_dir) / shard["file"]
+        rows = count_rows(path)
+        if rows != shard["rows"]:
+            raise UserError(
+                f"{path}: {rows} rows where {MANIFEST} says {shard['rows']}: truncated or changed; "
+                "copy the shard again or prepare the corpus again"
+            )
+        found.append(_Shard(str(path), 0, rows, rows))
+    return ArrayRecordDataSource(found) if found else ()
+
+
+def count_rows(shard: Path) -> int:
+    """The number of records of a shard; UserError if it is missing or damaged."""
+    if not shard.is_file():
+        raise UserError(f"{shard}: shard is missing; copy it again or prepare the corpus again")
+    reader = ArrayRecordReader(str(shard))
+    try:
+        if not reader.ok():
+            raise UserError(
+                f"{shard}: shard is truncated or damaged; copy it again or prepare the corpus again"
+            )
+        return reader.num_records()
+    finally:
+        reader.close()
