@@ -33,11 +33,14 @@ def open_manager(run: Path, keep: int) -> ocp.CheckpointManager:
 def save(manager: ocp.CheckpointManager, step: int, state: Tree, meta: Meta) -> None:
     """Starts saving; returns as soon as the arrays are copied out. The next save waits for this one."""
     args = ocp.args.Composite(
-        **{name: ocp.args.StandardSave(tree) for name, tree in state.items()}, meta=ocp.args.JsonSave(meta)
+        **{name: ocp.args.StandardSave(tree) for name, tree in state.items()},
+        meta=ocp.args.JsonSave(meta),
     )
     # Orbax answers False, without a word, when it decides not to save: a step that is there already, for one.
     if not manager.save(step, args=args):
-        raise UserError(f"{manager.directory}: step {step} was not saved; is another run writing to this folder?")
+        raise UserError(
+            f"{manager.directory}: step {step} was not saved; is another run writing to this folder?"
+        )
 
 
 def restore_latest(manager: ocp.CheckpointManager, abstract: Tree) -> tuple[Tree, Meta] | None:
@@ -55,7 +58,9 @@ def restore_latest(manager: ocp.CheckpointManager, abstract: Tree) -> tuple[Tree
             return _restore(folder, abstract), _read_meta(folder)
         except (ValueError, OSError, KeyError) as error:
             aside = folder.with_name(f"damaged-{step}")
-            print(f"warning: checkpoint {folder} cannot be read; it is now {aside.name}, trying the one before: {error}")
+            print(
+                f"warning: checkpoint {folder} cannot be read; it is now {aside.name}, trying the one before: {error}"
+            )
             folder.rename(aside)
             manager.reload()
     if steps:
@@ -74,7 +79,9 @@ def restore_for_phase(path: str | Path, abstract: Tree) -> tuple[Tree, Meta]:
     """
     folder = _locate(path)
     _check_shapes(folder, abstract["params"])
-    return _restore(folder, {name: tree for name, tree in abstract.items() if (folder / name).is_dir()}), _read_meta(folder)
+    return _restore(
+        folder, {name: tree for name, tree in abstract.items() if (folder / name).is_dir()}
+    ), _read_meta(folder)
 
 
 def restore_params(path: str | Path) -> tuple[Tree, Meta]:
@@ -88,7 +95,9 @@ def restore_params(path: str | Path) -> tuple[Tree, Meta]:
     """
     folder = _locate(path)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), _stored(folder))
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), _stored(folder)
+    )
     params = _restore(folder, {"params": shapes})["params"]
     return jax.tree.map(np.asarray, params), _read_meta(folder)
 
@@ -131,7 +140,9 @@ def _locate(path: str | Path) -> Path:
     folder = run_folder(path) / "checkpoints"
     steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
     if not steps:
-        raise UserError(f"no checkpoint at {path}: name a run folder (with checkpoints/) or one checkpoint in it")
+        raise UserError(
+            f"no checkpoint at {path}: name a run folder (with checkpoints/) or one checkpoint in it"
+        )
     if path.parent != folder:
         return folder / str(max(steps))
     if path.name not in map(str, steps):
@@ -155,7 +166,9 @@ def _read_meta(folder: Path) -> Meta:
 
 def _check_shapes(folder: Path, wanted: Tree) -> None:
     def shapes(tree):
-        return {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(tree)}
+        return {
+            jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(tree)
+        }
 
     stored, wanted = shapes(_stored(folder)), shapes(wanted)
     for name in sorted(stored.keys() | wanted.keys()):

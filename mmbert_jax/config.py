@@ -3,7 +3,9 @@
 import dataclasses
 import difflib
 import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -21,14 +23,20 @@ class Field:
 
 
 def _choice(*allowed: str) -> Field:
-    return Field(str, lambda value: value in allowed, "one of " + ", ".join(repr(a) for a in allowed))
+    return Field(
+        str, lambda value: value in allowed, "one of " + ", ".join(repr(a) for a in allowed)
+    )
 
 
 _text = Field(str, bool, "not empty")
 _any_text = Field(str, lambda value: True, "text")
 _positive = Field(int, lambda value: value > 0, "a whole number above 0")
 _count = Field(int, lambda value: value >= 0, "a whole number, 0 or more")
-_axis = Field(int, lambda value: value > 0 or value == -1, "a whole number above 0, or -1 for all devices that are left")
+_axis = Field(
+    int,
+    lambda value: value > 0 or value == -1,
+    "a whole number above 0, or -1 for all devices that are left",
+)
 _above_zero = Field(float, lambda value: value > 0, "above 0")
 _not_negative = Field(float, lambda value: value >= 0, "0 or more")
 _share = Field(float, lambda value: 0 <= value <= 1, "between 0 and 1")
@@ -51,7 +59,9 @@ FIELDS = {
     "model.num_heads": _positive,
     "model.intermediate_size": _positive,
     # Keys that a local layer sees besides the query's own: 128 means |i - j| <= 64.
-    "model.attention_window": Field(int, lambda value: value > 0 and value % 2 == 0, "an even number above 0"),
+    "model.attention_window": Field(
+        int, lambda value: value > 0 and value % 2 == 0, "an even number above 0"
+    ),
     "model.global_every": _positive,
     "model.global_rope_theta": _above_zero,
     "model.local_rope_theta": _above_zero,
@@ -61,7 +71,9 @@ FIELDS = {
     "data.corpus": _any_text,
     "data.row_length": Field(int, lambda value: value >= 8, "a whole number, 8 or more"),
     # A language's share of its source is proportional to (its tokens)^temperature.
-    "data.temperature": Field(float, lambda value: 0 <= value <= 1, "between 0 (all languages alike) and 1 (as they are)"),
+    "data.temperature": Field(
+        float, lambda value: 0 <= value <= 1, "between 0 (all languages alike) and 1 (as they are)"
+    ),
     # Most passes over one language during the phase; what is cut off goes to the other languages of the source.
     "data.max_passes": _above_zero,
     # Processes that read rows; 0 reads in threads of the training process.
@@ -117,10 +129,16 @@ def validate(config: ConfigDict) -> None:
     Raises:
       UserError: a field is missing, unknown, of the wrong type or out of range, or two fields contradict each other.
     """
-    given = {name: value for name, value in _flatten(config) if not name.startswith(OPEN_SECTIONS)}
+    given = {
+        name: value
+        for name, value in _flatten(config.to_dict())
+        if not name.startswith(OPEN_SECTIONS)
+    }
     for name in given.keys() - FIELDS.keys():
         close = difflib.get_close_matches(name, FIELDS, n=1)
-        hint = f"did you mean config.{close[0]}?" if close else "mmbert_jax/config.py lists the fields"
+        hint = (
+            f"did you mean config.{close[0]}?" if close else "mmbert_jax/config.py lists the fields"
+        )
         raise UserError(f"config.{name} is no field of a training config: {hint}")
     for name, field in FIELDS.items():
         if name not in given:
@@ -136,9 +154,50 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True)
 
 
-def _flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+# Fields that a run may change when it is resumed: they decide how fast it goes and what it reports, not what it learns.
+FREE_ON_RESUME = (
+    "mesh.",
+    "checkpoint.",
+    "eval.",
+    "log_every_steps",
+    "data.corpus",
+    "data.loader_workers",
+    "data.prefetch",
+)
+
+
+def claim_run(config: ConfigDict, run: Path) -> None:
+    """Makes the run folder and writes its config.json, or checks that the folder belongs to the same run.
+
+    Raises:
+      UserError: the folder holds something else, or a run whose config differs in a field that decides the result.
+    """
+    path = run / "config.json"
+    if not path.exists():
+        if run.exists() and any(run.iterdir()):
+            raise UserError(
+                f"{run} is not empty and is no run folder (it has no config.json): choose another --workdir"
+            )
+        run.mkdir(parents=True, exist_ok=True)
+    else:
+        before, now = (
+            dict(_flatten(json.loads(path.read_text()))),
+            dict(_flatten(json.loads(to_json(config)))),
+        )
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name) and not name.startswith(FREE_ON_RESUME):
+                raise UserError(
+                    f"{run} holds a run with config.{name}={before.get(name)!r}, not {now.get(name)!r}: resume it with"
+                    " the config that it was started with, or choose another --workdir"
+                )
+    partial = path.with_suffix(".partial")
+    partial.write_text(to_json(config))
+    os.replace(partial, path)
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in config.items():
-        if isinstance(value, ConfigDict):
+        if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
@@ -146,19 +205,27 @@ def _flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _check(name: str, value: Any, field: Field) -> None:
     numeric = field.type is float and isinstance(value, int)
-    if isinstance(value, bool) or not (isinstance(value, field.type) or numeric) or not field.holds(value):
+    if (
+        isinstance(value, bool)
+        or not (isinstance(value, field.type) or numeric)
+        or not field.holds(value)
+    ):
         raise UserError(f"config.{name}={value!r} is not allowed: it must be {field.rule}")
 
 
 def _check_sources(config: ConfigDict) -> None:
     sources = config.data.get("sources")
     if not sources:
-        raise UserError("config.data.sources is empty: name at least one source with its share and languages")
+        raise UserError(
+            "config.data.sources is empty: name at least one source with its share and languages"
+        )
     for source, entry in sources.items():
         name = f"data.sources.{source}"
         for field in entry:
             if field not in (*SOURCE_FIELDS, "languages"):
-                raise UserError(f"config.{name}.{field} is no field of a source: it has 'share' and 'languages'")
+                raise UserError(
+                    f"config.{name}.{field} is no field of a source: it has 'share' and 'languages'"
+                )
         for field, check in SOURCE_FIELDS.items():
             if field not in entry:
                 raise UserError(f"config.{name}.{field} is missing: it must be {check.rule}")
@@ -172,8 +239,12 @@ def _check_groups(config: ConfigDict) -> None:
 
 
 def _check_languages(name: str, languages: Any) -> None:
-    if not isinstance(languages, (tuple, list)) or not all(isinstance(code, str) and code for code in languages):
-        raise UserError(f"config.{name}={languages!r} is not allowed: it must be a tuple of language codes")
+    if not isinstance(languages, (tuple, list)) or not all(
+        isinstance(code, str) and code for code in languages
+    ):
+        raise UserError(
+            f"config.{name}={languages!r} is not allowed: it must be a tuple of language codes"
+        )
 
 
 def _check_together(config: ConfigDict) -> None:

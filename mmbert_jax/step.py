@@ -47,7 +47,10 @@ def state_shardings(config: ConfigDict, mesh: Mesh) -> State:
     model_config = ModelConfig.from_config(config.model)
     params = param_shardings(model_config, mesh)
     state = jax.eval_shape(lambda: init_optimizer(config, init_params(model_config, config.seed)))
-    return {"params": params, "optimizer": state._replace(count=replicated(mesh), mu=params, nu=params)}
+    return {
+        "params": params,
+        "optimizer": state._replace(count=replicated(mesh), mu=params, nu=params),
+    }
 
 
 def abstract_state(config: ConfigDict, mesh: Mesh) -> State:
@@ -70,7 +73,9 @@ def _new_state(config: ConfigDict) -> State:
     return {"params": params, "optimizer": init_optimizer(config, params)}
 
 
-def make_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
+def make_train_step(
+    config: ConfigDict, mesh: Mesh
+) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
     """Builds the jitted step.
 
     The step takes
@@ -115,10 +120,17 @@ def make_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[State
             return gradient(params, {name: x[0] for name, x in batch.items()}, first_row)
 
         def body(i, carry):
-            part = gradient(params, {name: x[i] for name, x in batch.items()}, first_row + (i * rows).astype(jnp.uint32))
+            part = gradient(
+                params,
+                {name: x[i] for name, x in batch.items()},
+                first_row + (i * rows).astype(jnp.uint32),
+            )
             return jax.tree.map(jnp.add, carry, part)
 
-        nothing = (jax.tree.map(jnp.zeros_like, params), dict.fromkeys(("loss", "correct", "targets"), jnp.float32(0)))
+        nothing = (
+            jax.tree.map(jnp.zeros_like, params),
+            dict.fromkeys(("loss", "correct", "targets"), jnp.float32(0)),
+        )
         return jax.lax.fori_loop(0, count, body, nothing)
 
     def train_step(state: State, batch: Batch, count, first_row, learning_rate):
@@ -126,7 +138,9 @@ def make_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[State
         # By the number of targets in the whole batch, so that a row counts the same in any microbatch and on any device.
         targets = jnp.maximum(sums["targets"], 1.0)
         gradients = jax.tree.map(lambda g: g / targets, gradients)
-        updates, optimizer_state = update(gradients, state["optimizer"], state["params"], learning_rate=learning_rate)
+        updates, optimizer_state = update(
+            gradients, state["optimizer"], state["params"], learning_rate=learning_rate
+        )
         params = jax.tree.map(jnp.add, state["params"], updates)
         metrics = {
             "loss": sums["loss"] / targets,
@@ -142,6 +156,25 @@ def make_train_step(config: ConfigDict, mesh: Mesh) -> Callable[..., tuple[State
         in_shardings=(state, batch_sharding(mesh, leading=1), whole, whole, whole),
         out_shardings=(state, whole),
         donate_argnums=0,
+    )
+
+
+def compile_train_step(config: ConfigDict, mesh: Mesh):
+    """`make_train_step`, compiled before the first batch is there."""
+    train = config.train
+    shape = (
+        train.batch_rows // train.microbatch_rows,
+        train.microbatch_rows,
+        config.data.row_length,
+    )
+    sharding = batch_sharding(mesh, leading=1)
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+        for name in ("tokens", "segment_ids", "positions")
+    }
+    scalars = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.uint32, jnp.float32))
+    return (
+        make_train_step(config, mesh).lower(abstract_state(config, mesh), batch, *scalars).compile()
     )
 
 
@@ -171,4 +204,6 @@ def make_eval_step(
 
     whole = replicated(mesh)
     params = param_shardings(model_config, mesh)
-    return jax.jit(eval_step, in_shardings=(params, batch_sharding(mesh), whole), out_shardings=whole)
+    return jax.jit(
+        eval_step, in_shardings=(params, batch_sharding(mesh), whole), out_shardings=whole
+    )

@@ -65,7 +65,9 @@ def _chunks(count, embedding, bias):
 
 def _logits(hidden, embedding, bias, c):
     """Logits [N, W] of chunk c in float32, and the chunk's embedding [W, D] in the compute dtype."""
-    weights = jax.lax.dynamic_index_in_dim(embedding, c, axis=1, keepdims=False).astype(hidden.dtype)
+    weights = jax.lax.dynamic_index_in_dim(embedding, c, axis=1, keepdims=False).astype(
+        hidden.dtype
+    )
     offset = jax.lax.dynamic_index_in_dim(bias, c, axis=1, keepdims=False)
     logits = jnp.einsum("nd,wd->nw", hidden, weights, preferred_element_type=jnp.float32) + offset
     return logits, weights
@@ -124,7 +126,12 @@ def _token_losses_bwd(count, residuals, cotangents):
         jnp.zeros(bias.shape, jnp.float32),
     )
     d_hidden, d_embedding, d_bias = _loop(count, body, start)
-    return d_hidden.astype(hidden.dtype), d_embedding.reshape(shape), d_bias.reshape(bias_shape), None
+    return (
+        d_hidden.astype(hidden.dtype),
+        d_embedding.reshape(shape),
+        d_bias.reshape(bias_shape),
+        None,
+    )
 
 
 _token_losses.defvjp(_token_losses_fwd, _token_losses_bwd)

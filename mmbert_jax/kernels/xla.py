@@ -47,7 +47,9 @@ def _block(q, k, v, lo, hi, key_positions):
     """One block of queries [..., Q, H, D] against keys and values [..., S, H, D]; lo, hi [..., Q]; positions [..., S]."""
     scores = jnp.einsum("...qhd,...shd->...hqs", q, k, preferred_element_type=jnp.float32)
     scores = scores * (1.0 / math.sqrt(q.shape[-1]))
-    seen = (key_positions[..., None, :] >= lo[..., None]) & (key_positions[..., None, :] < hi[..., None])
+    seen = (key_positions[..., None, :] >= lo[..., None]) & (
+        key_positions[..., None, :] < hi[..., None]
+    )
     # Every query sees at least itself, so no row of scores is all -inf.
     scores = jnp.where(seen[..., None, :, :], scores, -jnp.inf)
     probabilities = jax.nn.softmax(scores, axis=-1)

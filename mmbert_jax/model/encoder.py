@@ -20,7 +20,9 @@ from mmbert_jax.model.rope import apply_rope, rope_table
 INIT_STDDEV = 0.02
 
 
-def parameter(key: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], stddev: float = INIT_STDDEV) -> nnx.Param:
+def parameter(
+    key: jax.Array, shape: tuple[int, ...], axes: tuple[str, ...], stddev: float = INIT_STDDEV
+) -> nnx.Param:
     """A float32 weight, drawn from a normal distribution that is cut off at two sigma."""
     value = jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32) * stddev
     return nnx.Param(value, logical_axes=axes)
@@ -71,7 +73,9 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, *, is_global: bool, rngs: nnx.Rngs):
         d, h, k = config.hidden_size, config.num_heads, config.head_dim
         self.wqkv = parameter(rngs.params(), (d, 3, h, k), ("embed", "qkv", "heads", "head_dim"))
-        self.wo = parameter(rngs.params(), (h, k, d), ("heads", "head_dim", "embed"), _residual_stddev(config))
+        self.wo = parameter(
+            rngs.params(), (h, k, d), ("heads", "head_dim", "embed"), _residual_stddev(config)
+        )
         self.is_global = is_global
         self.dropout_rate = config.attention_output_dropout
 
@@ -115,7 +119,9 @@ class Embeddings(nnx.Module):
     """Token embedding and its norm; there are no position or type embeddings."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        self.tokens = parameter(rngs.params(), (config.vocab_size, config.hidden_size), ("vocab", "embed"))
+        self.tokens = parameter(
+            rngs.params(), (config.vocab_size, config.hidden_size), ("vocab", "embed")
+        )
         self.norm = scale(config.hidden_size)
         self.eps = config.norm_eps
 

@@ -53,14 +53,19 @@ class MaskedLM(Encoder):
         """
         gathered = jnp.take_along_axis(hidden, target_positions[..., None], axis=1)
         flat = self.head(gathered).reshape(-1, hidden.shape[-1])
-        losses, correct = token_losses(flat, self.embeddings.tokens[...], self.head.bias[...], labels.reshape(-1), chunk)
+        losses, correct = token_losses(
+            flat, self.embeddings.tokens[...], self.head.bias[...], labels.reshape(-1), chunk
+        )
         return losses.reshape(labels.shape), correct.reshape(labels.shape)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """All logits, float32 [..., V], of hidden states [..., D]: for a few positions, not for training."""
         x = self.head(hidden)
         weights = self.embeddings.tokens[...].astype(x.dtype)
-        return jnp.einsum("...d,vd->...v", x, weights, preferred_element_type=jnp.float32) + self.head.bias[...]
+        return (
+            jnp.einsum("...d,vd->...v", x, weights, preferred_element_type=jnp.float32)
+            + self.head.bias[...]
+        )
 
 
 def init_params(config: ModelConfig, seed: int) -> Params:
@@ -79,7 +84,11 @@ def param_dict(state: nnx.State) -> Params:
     """Parameters (or shapes) as a nested dict with string keys all the way, which is what checkpoints hold."""
 
     def with_string_keys(tree):
-        return {str(k): with_string_keys(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
+        return (
+            {str(k): with_string_keys(v) for k, v in tree.items()}
+            if isinstance(tree, dict)
+            else tree
+        )
 
     return with_string_keys(nnx.to_pure_dict(state))
 
@@ -93,13 +102,17 @@ def bind(config: ModelConfig, params: Params) -> MaskedLM:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
-def encode(params, config: ModelConfig, tokens, segment_ids, positions, dtype=jnp.float32) -> jax.Array:
+def encode(
+    params, config: ModelConfig, tokens, segment_ids, positions, dtype=jnp.float32
+) -> jax.Array:
     """Hidden states [B, L, D] of packed rows; tokens, segment_ids, positions int32 [B, L]."""
     return bind(config, params)(tokens, segment_ids, positions, dtype)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
-def mlm_logits(params, config: ModelConfig, tokens, segment_ids, positions, dtype=jnp.float32) -> jax.Array:
+def mlm_logits(
+    params, config: ModelConfig, tokens, segment_ids, positions, dtype=jnp.float32
+) -> jax.Array:
     """Logits float32 [B, L, V] of packed rows, all held at once: for small inputs."""
     model = bind(config, params)
     return model.logits(model(tokens, segment_ids, positions, dtype))

@@ -45,7 +45,9 @@ def mask_tokens(
         labels = row[positions]
         share = jax.random.uniform(corrupt, (num_targets,))
         noise = jax.random.randint(draw, (num_targets,), NUM_SPECIAL_IDS, vocab_size, row.dtype)
-        replaced = jnp.where(share < mask_share, MASK_ID, jnp.where(share < mask_share + random_share, noise, labels))
+        replaced = jnp.where(
+            share < mask_share, MASK_ID, jnp.where(share < mask_share + random_share, noise, labels)
+        )
         inputs = row.at[positions].set(jnp.where(real, replaced, labels))
         return inputs, positions, labels, real.astype(jnp.float32)
 

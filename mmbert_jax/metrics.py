@@ -1,0 +1,115 @@
+"""What a run says of itself: one JSON object a line, TensorBoard events, and a line worth reading in the terminal."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+
+class MetricsWriter:
+    """Writes `metrics.jsonl` and TensorBoard events into a run folder.
+
+    Lines of steps after `step` belong to work that was lost with a killed process; the run does those steps again, so
+    they are dropped, and so is a half-written last line.
+    """
+
+    def __init__(self, run: Path, step: int):
+        path = run / "metrics.jsonl"
+        _keep_lines_until(path, step)
+        self._lines = path.open("a")
+        self._events = SummaryWriter(str(run), purge_step=step + 1)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Writes one record; `step` is required, and every number in it becomes a TensorBoard scalar."""
+        self._lines.write(json.dumps(record) + "\n")
+        self._lines.flush()
+        for name, value in _scalars(record):
+            if name not in ("step", "tokens"):
+                self._events.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        self._lines.close()
+        self._events.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """All records of a run, oldest first."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+class Stopwatch:
+    """Time between log lines, with pauses (evaluation) taken out and waiting for data kept apart."""
+
+    def __init__(self):
+        self.restart()
+
+    def restart(self) -> None:
+        self._start = time.perf_counter()
+        self._paused = self._waited = 0.0
+
+    def pause(self, seconds: float) -> None:
+        self._paused += seconds
+
+    def wait(self, seconds: float) -> None:
+        self._waited += seconds
+
+    def read(self) -> tuple[float, float]:
+        """Seconds of training since the restart, and the share of them spent waiting for data."""
+        seconds = max(time.perf_counter() - self._start - self._paused, 1e-9)
+        return seconds, self._waited / seconds
+
+
+def progress_line(record: Mapping[str, Any], total_steps: int, total_tokens: int) -> str:
+    """One log line for people: how far, how well, how fast, how long still."""
+    left = (total_tokens - record["tokens"]) / record["tokens_per_second"]
+    return (
+        f"step {record['step']}/{total_steps} ({record['tokens'] / total_tokens:.0%})"
+        f"  loss {record['loss']:.4f}  accuracy {record['masked_accuracy']:.3f}  lr {record['learning_rate']:.2e}"
+        f"  grad {record['grad_norm']:.2f}  {si(record['tokens_per_second'])} tokens/s"
+        f"  data wait {record['data_wait']:.1%}  left {duration(left)}"
+    )
+
+
+def si(number: float) -> str:
+    """12345 -> '12.3k'."""
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= unit:
+            return f"{number / unit:.1f}{name}"
+    return f"{number:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """3725 -> '1h02m'."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours / 24:.1f} days"
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
+
+
+def _keep_lines_until(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break  # the line that was being written when the process was killed
+        if record["step"] <= step:
+            kept.append(line + "\n")
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept))
+    os.replace(partial, path)
+
+
+def _scalars(record: Mapping[str, Any], prefix: str = ""):
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,66 @@
+"""The chunked loss against cross-entropy over all logits, in float64 and by PyTorch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from mmbert_jax.kernels.mlm_loss import chunk_count, token_losses
+
+N, D, V = 50, 24, 360
+
+
+@pytest.fixture
+def problem():
+    rng = np.random.default_rng(0)
+    hidden, embedding = rng.normal(size=(N, D)), rng.normal(size=(V, D))
+    # A cotangent that differs from token to token, negative and zero too: a loss is not always a mean.
+    cotangent = rng.normal(size=N) * (rng.random(N) > 0.2)
+    return hidden, embedding, rng.normal(size=V), rng.integers(0, V, N), cotangent
+
+
+def by_torch(hidden, embedding, bias, labels, cotangent):
+    tensors = [torch.tensor(x, requires_grad=True) for x in (hidden, embedding, bias)]
+    h, w, b = tensors
+    logits = h @ w.T + b
+    losses = torch.nn.functional.cross_entropy(logits, torch.tensor(labels), reduction="none")
+    (losses * torch.tensor(cotangent)).sum().backward()
+    correct = logits.argmax(-1).numpy() == labels
+    return losses.detach().numpy(), correct, [t.grad.numpy() for t in tensors]
+
+
+@pytest.mark.parametrize("chunk", [V, 120, 50, 7])
+def test_equals_torch(problem, chunk):
+    hidden, embedding, bias, labels, cotangent = problem
+    losses, correct, gradients = by_torch(*problem)
+
+    def weighted(h, w, b):
+        ours, right = token_losses(h, w, b, labels, chunk)
+        return (ours * cotangent).sum(), (ours, right)
+
+    inputs = [jnp.asarray(x, jnp.float32) for x in (hidden, embedding, bias)]
+    ours, (values, right) = jax.grad(weighted, (0, 1, 2), has_aux=True)(*inputs)
+    np.testing.assert_allclose(values, losses, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(right, correct)
+    for gradient, reference in zip(ours, gradients, strict=True):
+        np.testing.assert_allclose(gradient, reference, atol=2e-5)
+
+
+def test_never_holds_all_logits():
+    """The compiled gradient's temporaries stay far below the logits of all positions."""
+    n, v = 2048, 32_768
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, 64), (v, 64), (v,))]
+    labels = jax.ShapeDtypeStruct((n,), jnp.int32)
+    gradient = jax.jit(
+        jax.grad(lambda h, w, b, y: token_losses(h, w, b, y, 1024)[0].sum(), (0, 1, 2))
+    )
+    temporaries = gradient.lower(*shapes, labels).compile().memory_analysis().temp_size_in_bytes
+    assert temporaries < n * v * 4 / 8
+
+
+def test_chunks_divide_the_vocabulary():
+    assert chunk_count(256_000, 16_000) == 16
+    assert chunk_count(256_000, 15_999) == 20
+    with pytest.raises(ValueError, match="rounder vocabulary"):
+        chunk_count(1009, 100)  # a prime
