@@ -121,13 +121,6 @@ def save_params(path: str | Path, params: Tree, meta: Meta) -> None:
         manager.wait_until_finished()
 
 
-def read_meta(path: str | Path) -> Meta:
-    """The meta of a run folder's newest checkpoint, or of one checkpoint."""
-    manager, step = _locate(path)
-    with manager:
-        return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-
-
 def run_folder(path: str | Path) -> Path:
     """The run folder of a checkpoint argument."""
     path = Path(path)

@@ -118,7 +118,7 @@ FIELDS = {
     "eval.batch_rows": _positive,
 }
 
-# Sections whose entries the user names: each entry of data.sources has these fields, eval.groups maps names to languages.
+# Sections whose entries the user names. A source has these fields and its languages; a group has languages alone.
 SOURCE_FIELDS = {"share": _above_zero}
 OPEN_SECTIONS = ("data.sources", "eval.groups")
 
@@ -251,8 +251,8 @@ def _check_together(config: ConfigDict) -> None:
     model, train = config.model, config.train
     if model.hidden_size % model.num_heads or (model.hidden_size // model.num_heads) % 2:
         raise UserError(
-            f"config.model.num_heads={model.num_heads} must divide config.model.hidden_size={model.hidden_size} into heads"
-            " of an even size"
+            f"config.model.num_heads={model.num_heads} must divide config.model.hidden_size={model.hidden_size}"
+            " into heads of an even size"
         )
     for name in ("batch_rows", "batch_warmup_from_rows"):
         if train[name] % train.microbatch_rows:

@@ -135,7 +135,7 @@ def make_train_step(
 
     def train_step(state: State, batch: Batch, count, first_row, learning_rate):
         gradients, sums = accumulate(state["params"], batch, count, first_row)
-        # By the number of targets in the whole batch, so that a row counts the same in any microbatch and on any device.
+        # By the targets of the whole batch, so that a row counts the same in any microbatch and on any device.
         targets = jnp.maximum(sums["targets"], 1.0)
         gradients = jax.tree.map(lambda g: g / targets, gradients)
         updates, optimizer_state = update(

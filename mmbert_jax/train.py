@@ -27,7 +27,7 @@ from mmbert_jax.data.pipeline import PhaseData, microbatches, open_data
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.evaluate.heldout import by_group, evaluate, group_table
 from mmbert_jax.kernels.attention import implementation_for
-from mmbert_jax.metrics import MetricsWriter, Stopwatch, duration, progress_line, si
+from mmbert_jax.metrics import MetricsWriter, Stopwatch, progress_line, si
 from mmbert_jax.optim.schedules import batch_rows, learning_rate, phase_rows, phase_steps
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.sharding import batch_sharding, rows_per_process

@@ -157,12 +157,16 @@ def count_rows(shard: Path) -> int:
     """The number of records of a shard; UserError if it is missing or damaged."""
     if not shard.is_file():
         raise UserError(f"{shard}: shard is missing; copy it again or prepare the corpus again")
-    reader = ArrayRecordReader(str(shard))
     try:
-        if not reader.ok():
-            raise UserError(
-                f"{shard}: shard is truncated or damaged; copy it again or prepare the corpus again"
-            )
-        return reader.num_records()
-    finally:
-        reader.close()
+        reader = ArrayRecordReader(str(shard))
+        try:
+            rows = reader.num_records() if reader.ok() else None
+        finally:
+            reader.close()
+    except RuntimeError:  # what the C++ reader throws; its message is a stack of file offsets
+        rows = None
+    if rows is None:
+        raise UserError(
+            f"{shard}: shard is truncated or damaged; copy it again or prepare the corpus again"
+        )
+    return rows

@@ -26,8 +26,8 @@ def chunk_count(vocab_size: int, chunk: int) -> int:
         if vocab_size % count == 0:
             return count
     raise ValueError(
-        f"a vocabulary of {vocab_size} does not divide into equal chunks of about {chunk}: use a rounder vocabulary size"
-        " or a chunk that holds the whole of it"
+        f"a vocabulary of {vocab_size} does not divide into equal chunks of about {chunk}: use a rounder vocabulary"
+        " size or a chunk that holds the whole of it"
     )
 
 

@@ -44,7 +44,7 @@ def _in_whole_blocks(function, block, q, k, v, ranges):
 # Scores are recomputed in the backward pass, here and below: saving them would cost L x S floats a head and layer.
 @jax.checkpoint
 def _block(q, k, v, lo, hi, key_positions):
-    """One block of queries [..., Q, H, D] against keys and values [..., S, H, D]; lo, hi [..., Q]; positions [..., S]."""
+    """Queries [..., Q, H, D] against keys and values [..., S, H, D]; lo, hi [..., Q]; key_positions [..., S]."""
     scores = jnp.einsum("...qhd,...shd->...hqs", q, k, preferred_element_type=jnp.float32)
     scores = scores * (1.0 / math.sqrt(q.shape[-1]))
     seen = (key_positions[..., None, :] >= lo[..., None]) & (
