@@ -1,0 +1,1 @@
+"""Merging checkpoints, tensor by tensor, in NumPy."""
