@@ -1,0 +1,120 @@
+"""From a checkpoint's parameters to a folder that `AutoModelForMaskedLM` and `AutoTokenizer` load."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from mmbert_jax.data.tokenizer import Tokenizer
+from mmbert_jax.errors import UserError
+from mmbert_jax.hf.config import to_hf
+from mmbert_jax.hf.model_card import model_card
+from mmbert_jax.hf.names import to_theirs
+from mmbert_jax.hf.tokenizer import to_hf_files
+from mmbert_jax.hf.weights import load_weights, save_weights
+from mmbert_jax.model.config import ModelConfig
+
+# Lists what an export wrote, so that a later export can tell its own folder from somebody else's.
+MARKER = "mmbert_jax_export.json"
+DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+def export_hf(
+    output: str | Path,
+    params: Mapping,
+    meta: Mapping,
+    tokenizer: Tokenizer,
+    *,
+    dtype: str = "float32",
+    max_shard_bytes: int = 5_000_000_000,
+    held_out: Mapping | None = None,
+) -> None:
+    """Writes weights, config.json, tokeniser files and a model card, reads the weights back and compares every bit.
+
+    Args:
+      output: a folder that does not exist, is empty, or holds an earlier export and nothing else (which is replaced).
+      params, meta: of a checkpoint; `meta["config"]` tells the model's shape and the longest row it was trained on.
+      dtype: "float32", or "bfloat16" for half the size (rounded to nearest even).
+      held_out: a line of metrics.jsonl for the model card.
+
+    Raises:
+      UserError: the output folder holds something else, or the parameters or the tokeniser do not fit the config.
+    """
+    output = Path(output)
+    check_output(output)
+    config = ModelConfig.from_config(meta["config"]["model"])
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"the tokeniser has {tokenizer.vocab_size} entries but config.model.vocab_size is {config.vocab_size};"
+            " give the tokeniser that the checkpoint was trained with"
+        )
+    max_positions = int(meta["config"]["data"]["row_length"])
+    tensors = {name: x.astype(DTYPES[dtype]) for name, x in to_theirs(params, config).items()}
+    fields = to_hf(config, max_positions, dtype)
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.parent / f".{output.name}.partial-{os.getpid()}"
+    partial.mkdir()
+    try:
+        save_weights(partial, tensors, max_shard_bytes)
+        _check_written(partial, tensors)
+        (partial / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+        to_hf_files(tokenizer, partial, max_positions)
+        count = sum(x.size for x in tensors.values())
+        (partial / "README.md").write_text(
+            model_card(output.name, meta, fields, count, held_out), encoding="utf-8"
+        )
+        marker = {
+            "written_by": "mmbert_jax",
+            "phase": meta.get("phase"),
+            "step": meta.get("step"),
+            "files": {path.name: _sha256(path) for path in sorted(partial.iterdir())},
+        }
+        (partial / MARKER).write_text(json.dumps(marker, indent=2) + "\n")
+        if output.exists():
+            shutil.rmtree(output)
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_output(output: Path) -> None:
+    """Raises a `UserError` unless the folder is absent, empty, or an earlier export with nothing added to it."""
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise UserError(f"{output} is a file; give a folder")
+    found = {path.name for path in output.iterdir()}
+    if not found:
+        return
+    if MARKER not in found:
+        raise UserError(
+            f"{output} holds files that no export wrote ({sorted(found)[0]}, ...); give an empty folder"
+        )
+    foreign = sorted(found - {MARKER} - set(json.loads((output / MARKER).read_text())["files"]))
+    if foreign:
+        raise UserError(
+            f"{output} holds an export and something else ({foreign[0]}); move that away or give an empty folder"
+        )
+
+
+def _check_written(folder: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Reads the weights back; what is on disk has to be what was meant, bit for bit."""
+    read = load_weights(folder)
+    if read.keys() != tensors.keys():
+        raise RuntimeError(
+            f"wrote other tensors than meant: {sorted(read.keys() ^ tensors.keys())}"
+        )
+    for name, tensor in tensors.items():
+        if read[name].dtype != tensor.dtype or read[name].tobytes() != tensor.tobytes():
+            raise RuntimeError(f"{name} reads back differently; is the disk full or damaged?")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,60 @@
+"""From a folder that `transformers` wrote (or `hf.export`) to parameters; needs neither `transformers` nor torch."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from mmbert_jax.errors import UserError
+from mmbert_jax.hf.config import from_hf
+from mmbert_jax.hf.names import to_ours
+from mmbert_jax.hf.weights import load_weights
+from mmbert_jax.model.config import ModelConfig
+
+# The stored dtypes that float32 holds exactly.
+EXACT_IN_FLOAT32 = ("float32", "bfloat16", "float16")
+EMBEDDING, DECODER = "model.embeddings.tok_embeddings.weight", "decoder.weight"
+
+
+def load_hf(folder: str | Path) -> tuple[dict, ModelConfig, int]:
+    """Reads a local ModernBertForMaskedLM.
+
+    Returns:
+      Parameters (nested dict of float32 arrays), the model's shape, `max_position_embeddings`.
+
+    Raises:
+      UserError: no such folder, another architecture, pickled or damaged weights, tensors that are missing, surplus
+        or of another shape than config.json says; the message names the file, field or tensor.
+    """
+    folder = Path(folder)
+    try:
+        fields = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder / 'config.json'} does not exist; give a local folder of a model"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{folder / 'config.json'} is not JSON ({error})") from error
+    try:
+        config, max_positions = from_hf(fields)
+        tensors = load_weights(folder)
+        for name, tensor in tensors.items():
+            if tensor.dtype.name not in EXACT_IN_FLOAT32:
+                raise UserError(
+                    f"{name} is stored as {tensor.dtype.name}; only {', '.join(EXACT_IN_FLOAT32)} are read"
+                )
+        tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+        _drop_tied_copy(tensors)
+        return to_ours(tensors, config), config, max_positions
+    except UserError as error:
+        raise UserError(
+            str(error) if str(folder) in str(error) else f"{folder}: {error}"
+        ) from error
+
+
+def _drop_tied_copy(tensors: dict[str, np.ndarray]) -> None:
+    """Some writers store the tied decoder a second time; a decoder of its own is something this model does not have."""
+    if DECODER in tensors and EMBEDDING in tensors:
+        if not np.array_equal(tensors[DECODER], tensors[EMBEDDING]):
+            raise UserError(f"{DECODER} differs from {EMBEDDING}; only tied decoders are supported")
+        del tensors[DECODER]

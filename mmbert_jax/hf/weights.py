@@ -1,0 +1,88 @@
+"""A folder's safetensors files: one, or shards with an index, in the layout that `transformers` reads and writes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from mmbert_jax.errors import UserError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def save_weights(folder: Path, tensors: dict[str, np.ndarray], max_shard_bytes: int) -> None:
+    """Writes the tensors (C-contiguous) into an empty folder, in shards where they exceed `max_shard_bytes`.
+
+    A shard is filled in the order of `tensors`; a tensor larger than a shard gets one of its own.
+    """
+    shards: list[dict[str, np.ndarray]] = [{}]
+    filled = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and filled + tensor.nbytes > max_shard_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = tensor
+        filled += tensor.nbytes
+    # `transformers` refuses files that do not say which framework's layout they have; "pt" is what it writes itself.
+    metadata = {"format": "pt"}
+    if len(shards) == 1:
+        save_file(shards[0], folder / SINGLE, metadata=metadata)
+        return
+    weight_map = {}
+    for i, shard in enumerate(shards, start=1):
+        file = f"model-{i:05}-of-{len(shards):05}.safetensors"
+        save_file(shard, folder / file, metadata=metadata)
+        weight_map |= dict.fromkeys(shard, file)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def load_weights(folder: Path) -> dict[str, np.ndarray]:
+    """All tensors of a folder, in their stored dtypes.
+
+    Raises:
+      UserError: no safetensors file (a pickled `.bin` is not opened, since that can run code), or a damaged one.
+    """
+    tensors = {}
+    for file, names in _files(folder).items():
+        try:
+            with safe_open(folder / file, framework="np") as opened:
+                for name in opened.keys() if names is None else names:
+                    tensors[name] = opened.get_tensor(name)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{folder / file} is missing although {INDEX} names it; copy the folder again"
+            ) from error
+        except SafetensorError as error:
+            raise UserError(
+                f"{folder / file} cannot be read ({error}); copy the folder again"
+            ) from error
+    return tensors
+
+
+def _files(folder: Path) -> dict[str, list[str] | None]:
+    """File name -> names of the tensors to read from it, None for all of them."""
+    if (folder / SINGLE).exists():
+        return {SINGLE: None}
+    if (folder / INDEX).exists():
+        try:
+            weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"{folder / INDEX} is damaged ({error!r}); copy the folder again"
+            ) from error
+        files: dict[str, list[str] | None] = {file: [] for file in weight_map.values()}
+        for name, file in weight_map.items():
+            files[file].append(name)
+        return files
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    if pickles:
+        raise UserError(
+            f"{folder} holds only pickled weights ({pickles[0]}), which can run code when opened; load it with"
+            f" `transformers` where you trust it and `save_pretrained` it, which writes {SINGLE}"
+        )
+    raise UserError(f"{folder} holds neither {SINGLE} nor {INDEX}")
