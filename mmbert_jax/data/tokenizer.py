@@ -1,0 +1,153 @@
+"""Tokenisers: a sentencepiece `.model` and a Hugging Face `tokenizer.json`, with one interface.
+
+`encode` gives the tokens of a text as it stands: no <bos>, no <eos>, and a text that contains "<eos>" gives the
+letters, not the token. The one exception is "<mask>", which stands for the mask token and takes the white space on its
+left with it: masking replaces a whole piece, and a piece begins with its space.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import sentencepiece
+import tokenizers
+
+from mmbert_jax.data.special_ids import MASK, PIECES
+from mmbert_jax.errors import UserError
+
+TOKENIZER_JSON = "tokenizer.json"
+TRAIN_FIRST = "make one with tools/train_tokenizer.py"
+
+
+class SentencePieceTokenizer:
+    """A sentencepiece `.model`. Threads are not used: preparation has a process per core."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        data = path.read_bytes()
+        self.sha256 = hashlib.sha256(data).hexdigest()
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(data)
+        except RuntimeError as error:
+            raise UserError(f"{path}: not a sentencepiece model ({error})") from None
+        self.vocab_size = self._processor.get_piece_size()
+        _check_special_ids(
+            path, [self._processor.id_to_piece(i) for i in range(min(5, self.vocab_size))]
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of one text, without <bos> and <eos>."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without <bos> and <eos>."""
+        ids = self._processor.encode(list(texts), num_threads=1)
+        for i, text in enumerate(texts):
+            if PIECES[MASK] in text:
+                ids[i] = self._encode_around_masks(text)
+        return ids
+
+    def _encode_around_masks(self, text: str) -> list[int]:
+        *before, last = text.split(PIECES[MASK])
+        ids = []
+        for part in self._processor.encode([part.rstrip() for part in before], num_threads=1):
+            ids += [*part, MASK]
+        return ids + self._processor.encode(last)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids; <pad>, <eos> and <bos> give nothing."""
+        return self._processor.decode([int(i) for i in ids])
+
+    def files(self) -> list[Path]:
+        """What has to be copied for `load_tokenizer` to give this tokeniser again."""
+        return [self.path]
+
+    def serialized_model(self) -> bytes:
+        """The model's protocol buffer."""
+        return self._processor.serialized_model_proto()
+
+
+class HuggingFaceTokenizer:
+    """A `tokenizer.json`, read by `tokenizers`; TOKENIZERS_PARALLELISM says whether batches use threads."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        data = path.read_bytes()
+        self.sha256 = hashlib.sha256(data).hexdigest()
+        try:
+            description = json.loads(data)
+            for token in description["added_tokens"]:
+                if (
+                    token["id"] == MASK
+                ):  # the only one to be found in a text, though it may be special in the file
+                    token.update(special=False, lstrip=True, normalized=False)
+            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
+        # `tokenizers` raises bare Exception for a file that it does not understand.
+        except Exception as error:
+            raise UserError(f"{path}: not a tokenizer.json ({error})") from None
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = True
+        self.vocab_size = self._tokenizer.get_vocab_size()
+        _check_special_ids(path, [self._tokenizer.id_to_token(i) for i in range(5)])
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of one text, without <bos> and <eos>."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without <bos> and <eos>."""
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids; <pad>, <eos>, <bos> and other special tokens give nothing."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def files(self) -> list[Path]:
+        """What has to be copied for `load_tokenizer` to give this tokeniser again."""
+        return [self.path]
+
+
+Tokenizer = SentencePieceTokenizer | HuggingFaceTokenizer
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokeniser at `path`.
+
+    Args:
+      path: a sentencepiece `*.model`, a Hugging Face `*.json`, or a folder with one of them; of a folder that has
+        both, `tokenizer.json` is taken.
+
+    Raises:
+      UserError: nothing there, a file that is neither, or special tokens that are not Gemma's with ids 0 to 4.
+    """
+    path = Path(path)
+    if path.is_dir():
+        models = sorted(path.glob("*.model"))
+        if (path / TOKENIZER_JSON).is_file():
+            path = path / TOKENIZER_JSON
+        elif len(models) == 1:
+            path = models[0]
+        elif models:
+            names = ", ".join(model.name for model in models)
+            raise UserError(f"{path}: several sentencepiece models ({names}); name one of them")
+        else:
+            raise UserError(f"{path}: neither {TOKENIZER_JSON} nor a *.model here; {TRAIN_FIRST}")
+    if not path.is_file():
+        raise UserError(f"{path}: no such tokeniser; {TRAIN_FIRST}")
+    if path.suffix == ".model":
+        return SentencePieceTokenizer(path)
+    if path.suffix == ".json":
+        return HuggingFaceTokenizer(path)
+    raise UserError(f"{path}: not a tokeniser: expected a *.model or a {TOKENIZER_JSON}")
+
+
+def _check_special_ids(path: Path, found: Sequence[str | None]) -> None:
+    if tuple(found) != PIECES:
+        raise UserError(
+            f"{path}: ids 0 to 4 are {', '.join(map(str, found))}, but training needs {', '.join(PIECES)} there; "
+            f"use Gemma's tokeniser or {TRAIN_FIRST}"
+        )

@@ -1,0 +1,1 @@
+"""From and to the Hugging Face formats: weights, config.json, tokeniser."""

@@ -1,0 +1,154 @@
+"""The tokeniser's files as `AutoTokenizer.from_pretrained` wants them: tokenizer.json and tokenizer_config.json.
+
+A sentencepiece BPE becomes a `tokenizers` BPE with the same ids for every text: byte fallback, spaces as U+2581, and
+for merges all splits of a piece into two pieces. sentencepiece merges the pair whose result has the lowest id, and the
+leftmost of equals; `tokenizers` takes the merge of the lowest rank, so merges are ranked by the result's id.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mmbert_jax.data.special_ids import BOS, EOS, MASK, PAD, PIECES, UNK
+from mmbert_jax.data.tokenizer import TOKENIZER_JSON, SentencePieceTokenizer, Tokenizer
+from mmbert_jax.errors import UserError
+from mmbert_jax.hf.sentencepiece_model import BYTE, NORMAL, USER_DEFINED, parse_model
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+SPACE = "▁"
+
+
+def to_hf_files(tokenizer: Tokenizer, folder: str | Path, model_max_length: int) -> None:
+    """Writes tokenizer.json and tokenizer_config.json into `folder`, which exists.
+
+    Texts become `<bos> A <eos>` and pairs `<bos> A <eos> B <eos>`; `<mask>` is the mask token and takes the space on
+    its left with it.
+
+    Args:
+      tokenizer: a sentencepiece BPE made with this project's recipe, or any tokenizer.json.
+      folder: where to write.
+      model_max_length: tokens; `transformers` warns beyond it and cuts there on request.
+
+    Raises:
+      UserError: a sentencepiece model whose behaviour the conversion does not reproduce.
+    """
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        description = _from_sentencepiece(tokenizer)
+    else:
+        description = json.loads(tokenizer.path.read_bytes())
+    description |= {"truncation": None, "padding": None, "post_processor": _template()}
+    for token in description["added_tokens"]:
+        if token["id"] == MASK:
+            token.update(_added_token(MASK, PIECES[MASK]))
+    config = {
+        # The only class that all versions of transformers from 4.48 on read alike.
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": PIECES[PAD],
+        "eos_token": PIECES[EOS],
+        "bos_token": PIECES[BOS],
+        "unk_token": PIECES[UNK],
+        "mask_token": PIECES[MASK],
+        "cls_token": PIECES[BOS],
+        "sep_token": PIECES[EOS],
+        "added_tokens_decoder": {
+            str(token["id"]): {key: value for key, value in token.items() if key != "id"}
+            for token in description["added_tokens"]
+        },
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": model_max_length,
+        "padding_side": "right",
+    }
+    folder = Path(folder)
+    _write_json(folder / TOKENIZER_JSON, description)
+    _write_json(folder / TOKENIZER_CONFIG, config)
+
+
+def _from_sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+    model = parse_model(tokenizer.serialized_model())
+    for unsupported, what in (
+        (model.model_type != "bpe", f"model type {model.model_type}"),
+        (model.has_charsmap, "a normaliser that changes characters"),
+        (model.add_dummy_prefix, "a space added in front of every text"),
+        (model.remove_extra_whitespaces, "removal of extra white space"),
+        (sum(kind == BYTE for _, kind in model.pieces) != 256, "no byte fallback"),
+    ):
+        if unsupported:
+            raise UserError(
+                f"{tokenizer.path}: cannot be converted to {TOKENIZER_JSON}: it has {what}; use the model's own "
+                f"{TOKENIZER_JSON} or train a tokeniser with tools/train_tokenizer.py"
+            )
+    vocabulary = {piece: i for i, (piece, _) in enumerate(model.pieces)}
+    normal = {piece: i for i, (piece, kind) in enumerate(model.pieces) if kind == NORMAL}
+    merges = []
+    for piece, i in normal.items():
+        for at in range(1, len(piece)):
+            left, right = normal.get(piece[:at]), normal.get(piece[at:])
+            if left is not None and right is not None:
+                merges.append((i, left, right))
+    merges.sort()
+    pieces = [piece for piece, _ in model.pieces]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_added_token(i, PIECES[i]) for i in range(5)]
+        + [
+            # Symbols with spaces in them are written with U+2581, so they are looked for in the normalised text.
+            _added_token(i, piece) | {"special": False, "normalized": True}
+            for i, (piece, kind) in enumerate(model.pieces)
+            if kind == USER_DEFINED and i > MASK
+        ],
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": PIECES[UNK],
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": vocabulary,
+            "merges": [[pieces[left], pieces[right]] for _, left, right in merges],
+        },
+    }
+
+
+def _added_token(i: int, content: str) -> dict[str, Any]:
+    return {
+        "id": i,
+        "content": content,
+        "single_word": False,
+        "lstrip": i == MASK,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
+
+
+def _template() -> dict[str, Any]:
+    bos, eos = ({"SpecialToken": {"id": PIECES[i], "type_id": 0}} for i in (BOS, EOS))
+    a, b = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    return {
+        "type": "TemplateProcessing",
+        "single": [bos, a, eos],
+        "pair": [bos, a, eos, b, eos],
+        "special_tokens": {
+            PIECES[i]: {"id": PIECES[i], "ids": [i], "tokens": [PIECES[i]]} for i in (BOS, EOS)
+        },
+    }
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
