@@ -1,0 +1,109 @@
+"""The whole curriculum at toy size: minutes on two CPU cores, with every mechanism of the published runs.
+
+Reproduces in small what mmBERT's announcement reports: languages that only the last phase adds gain from it within few
+tokens, the others keep what they have, and a TIES merge of the three decay variants has most of both.
+
+Command, all of it:      python tools/curriculum.py            (or `bash tools/demo.sh`, which also installs)
+Command, one phase:      python -m mmbert_jax.train --config configs/demo.py:phase1,cldr --workdir RUN \\
+                             --config.data.corpus=CORPUS
+Planned for:             2 CPU cores, about 9 minutes; any accelerator is used if jax finds one.
+What to expect:          a table of held-out losses; README.md shows one.
+
+What stands after the colon is PHASE[,LANGUAGES]. PHASE: phase1, phase2, decay_english, decay_110, decay_all. LANGUAGES:
+`cldr` for the text that tools/make_cldr_text.py makes (the default), `published` for mmBERT's own lists of ISO 639-3
+codes.
+
+As published: mask ratios 30 / 15 / 5%, temperatures 0.7 / 0.5 / 0.3, RoPE base 10,000 then 160,000, longer rows from
+phase 2 on, batch-size warm-up, learning-rate schedules, three decay variants from one checkpoint. Smaller: the model, the
+rows, the token budgets and the batch. Different: the learning rate, since a small model wants a larger one; float32,
+since CPUs have no fast bfloat16; English has a share of its own in the English decay alone, and the cap on passes is
+high, since a toy text has too little English for the published shares.
+"""
+
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from configs import common
+from configs.data import cldr, languages
+from mmbert_jax.errors import UserError
+
+
+class Phase(NamedTuple):
+    mask_ratio: float
+    temperature: float
+    tokens: int
+
+
+DECAY = Phase(0.05, 0.3, 400_000)
+PHASES = {
+    "phase1": Phase(0.30, 0.7, 1_200_000),
+    "phase2": Phase(0.15, 0.5, 600_000),
+    "decay_english": DECAY,
+    "decay_110": DECAY,
+    "decay_all": DECAY,
+}
+# Groups of languages by the phase that adds them.
+LANGUAGES = {"cldr": cldr.GROUPS, "published": languages.GROUPS}
+
+
+def get_config(argument: str = "phase1,cldr") -> ConfigDict:
+    phase, _, chosen = argument.partition(",")
+    if phase not in PHASES:
+        raise UserError(
+            f"there is no demo phase {phase!r}: write configs/demo.py:PHASE, PHASE one of {', '.join(PHASES)}"
+        )
+    if (chosen or "cldr") not in LANGUAGES:
+        raise UserError(
+            f"there are no language lists {chosen!r}: write {' or '.join(LANGUAGES)} after the comma"
+        )
+    groups = LANGUAGES[chosen or "cldr"]
+
+    config = common.published("base")
+    config.phase = phase
+    config.dtype = "float32"
+    config.mask.ratio, config.data.temperature, config.train.tokens = PHASES[phase]
+    config.model.vocab_size = 8192
+    config.model.hidden_size = 192
+    config.model.num_layers = 6
+    config.model.num_heads = 3
+    config.model.intermediate_size = 288
+    config.train.loss_chunk = 8192
+
+    first = phase == "phase1"
+    config.data.row_length = 128 if first else 256
+    common.set_rope_theta(config, 10_000.0 if first else 160_000.0)
+    # 8192 tokens a step at either row length.
+    config.train.batch_rows = config.train.batch_warmup_from_rows = 64 if first else 32
+    config.train.microbatch_rows = 16
+    config.optimizer.peak_lr = 2e-3
+    config.optimizer.weight_decay = 2e-4
+    if first:
+        config.train.batch_warmup_from_rows, config.train.batch_warmup_tokens = 16, 200_000
+        config.optimizer.warmup_tokens = 200_000
+    if phase.startswith("decay"):
+        config.optimizer.schedule, config.optimizer.final_lr_fraction = "one_minus_sqrt", 0.02
+
+    others = groups["phase1"]
+    if not first:
+        others += groups["phase2"]
+    if phase == "decay_all":
+        others += groups["last"]
+    if phase == "decay_english":
+        config.data.sources = {
+            "english": {"share": 17.9, "languages": groups["english"]},
+            "multilingual": {"share": 82.1, "languages": others},
+        }
+    else:
+        config.data.sources = {
+            "multilingual": {"share": 100.0, "languages": groups["english"] + others}
+        }
+    config.data.max_passes = 30.0
+    config.data.loader_workers = 0
+
+    config.eval.groups = groups
+    config.eval.batch_rows = 64 if first else 32
+    config.eval.rows_per_language = 8 if first else 4
+    config.eval.every_steps = 50
+    config.checkpoint.every_steps = 25
+    return config

@@ -1,0 +1,81 @@
+"""Held-out documents with one token masked, for showing what a model makes of several scripts."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmbert_jax.data.corpus import decode_row, read_manifest, rows_source
+from mmbert_jax.data.special_ids import BOS, EOS, MASK, PIECES
+from mmbert_jax.data.tokenizer import load_tokenizer
+
+# Tokens of a document that are shown.
+SHOWN_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class MaskedExample:
+    """A text with one `<mask>`, its language, and what the mask hides."""
+
+    language: str
+    text: str
+    hidden: str
+
+
+def masked_examples(
+    corpus: Path, groups: Sequence[Sequence[str]], per_group: int = 2
+) -> list[MaskedExample]:
+    """Beginnings of held-out documents, each of another script, from every group of languages.
+
+    Args:
+      corpus: folder of a corpus that has held-out rows.
+      groups: languages in the order in which they are tried.
+      per_group: how many examples to take from a group, at most.
+    """
+    manifest = read_manifest(corpus)
+    row_length = min(manifest["row_lengths"], key=int)
+    split = manifest["row_lengths"][row_length]["held_out"]
+    rows = rows_source(corpus, manifest, int(row_length), "held_out")
+    tokenizer = load_tokenizer(corpus / "tokenizer")
+    scripts: set[str] = set()
+    examples = []
+    for group in groups:
+        taken = 0
+        for language in group:
+            if taken == per_group:
+                break
+            if language not in split["languages"]:
+                continue
+            tokens, ends, _ = decode_row(rows[split["languages"][language]["first_row"]])
+            ids = [int(i) for i in tokens[: ends[0]] if i not in (BOS, EOS)][:SHOWN_TOKENS]
+            script = _script(tokenizer.decode(ids))
+            if script in scripts:
+                continue
+            for i in _from_the_middle(len(ids)):
+                hidden = tokenizer.decode([ids[i]])
+                text = tokenizer.decode(ids[:i]) + PIECES[MASK] + tokenizer.decode(ids[i + 1 :])
+                # Letters are more telling than digits; and the text must be read as the tokens it was made from.
+                if _is_word(hidden) and tokenizer.encode(text) == [*ids[:i], MASK, *ids[i + 1 :]]:
+                    examples.append(MaskedExample(language, text, hidden))
+                    scripts.add(script)
+                    taken += 1
+                    break
+    return examples
+
+
+def _script(text: str) -> str:
+    """The script of most letters, by the first word of their Unicode names: 'LATIN', 'CYRILLIC', ..."""
+    names = Counter(unicodedata.name(c, "?").split()[0] for c in text if c.isalpha())
+    return names.most_common(1)[0][0] if names else ""
+
+
+def _is_word(text: str) -> bool:
+    """Whether a text is of letters and the marks that belong to them, apart from spaces around it."""
+    stripped = text.strip()
+    return bool(stripped) and all(unicodedata.category(c)[0] in "LM" for c in stripped)
+
+
+def _from_the_middle(length: int) -> Iterator[int]:
+    """0 ... length - 1, those nearest to the middle first."""
+    return iter(sorted(range(length), key=lambda i: abs(i - length // 2)))

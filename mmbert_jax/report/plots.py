@@ -1,0 +1,110 @@
+"""Plots of a curriculum: what each phase samples, and how its loss went."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import rcParams
+from matplotlib.figure import Figure  # drawn straight to files: no display, no global state
+from matplotlib.lines import Line2D
+
+from mmbert_jax.report.runs import steps_and_evaluations
+
+
+def plot_shares(
+    shares: Mapping[str, Mapping[str, float]], order: Sequence[str], path: Path
+) -> None:
+    """Sampling share of every language, a curve for each phase.
+
+    Args:
+      shares: phase -> language -> share of the phase's rows; languages that a phase leaves out are absent.
+      order: all languages, from left to right.
+      path: the PNG to write.
+    """
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    axes = figure.subplots()
+    for phase, of_language in shares.items():
+        values = np.array([of_language.get(language, np.nan) for language in order])
+        count = np.count_nonzero(~np.isnan(values))
+        axes.plot(100 * values, ".", markersize=4, label=f"{phase}: {count} languages")
+    axes.set(
+        yscale="log",
+        xlabel="language, in the order in which the phases add them",
+        ylabel="share of the phase, %",
+        title="Sampling shares",
+    )
+    axes.legend()
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def plot_losses(
+    runs: Mapping[str, Path],
+    starts: Mapping[str, str | None],
+    titles: Mapping[str, str],
+    path: Path,
+) -> None:
+    """Training loss of every phase, and held-out loss of every group of languages, over the tokens of the curriculum.
+
+    The training losses of different phases cannot be compared, since each masks its own share of tokens; the held-out
+    ones can.
+
+    Args:
+      runs: phase -> its run folder; a phase comes after the one that it starts from.
+      starts: phase -> the phase that it starts from.
+      titles: group of languages -> its title.
+      path: the PNG to write.
+    """
+    figure = Figure(figsize=(14, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    colours = rcParams["axes.prop_cycle"].by_key()["color"]
+    markers = "os^vD*"
+    ends: dict[str | None, float] = {
+        None: 0.0
+    }  # phase -> millions of tokens that the model had seen at its end
+    for index, (phase, run) in enumerate(runs.items()):
+        steps, evaluations = steps_and_evaluations(run)
+        start = ends[starts[phase]]
+        ends[phase] = start + steps[-1]["tokens"] / 1e6
+        left.plot(
+            [start + s["tokens"] / 1e6 for s in steps], [s["loss"] for s in steps], label=phase
+        )
+        for colour, group in zip(colours, titles, strict=False):
+            found = [e for e in evaluations if group in e["held_out_groups"]]
+            tokens = [start + e["tokens"] / 1e6 for e in found]
+            losses = [e["held_out_groups"][group]["loss"] for e in found]
+            right.plot(
+                tokens,
+                losses,
+                color=colour,
+                marker=markers[index % len(markers)],
+                markersize=5,
+                linewidth=1,
+            )
+
+    left.set(
+        title="Training loss (each phase at its own mask ratio)",
+        xlabel="tokens, M",
+        ylabel="nats a target",
+    )
+    left.legend()
+    right.set(title="Held-out loss", xlabel="tokens, M", ylabel="nats a target")
+    grouped = [
+        Line2D([], [], color=c, label=title)
+        for c, title in zip(colours, titles.values(), strict=False)
+    ]
+    phases = [
+        Line2D([], [], color="0.4", linestyle="", marker=markers[i % len(markers)], label=phase)
+        for i, phase in enumerate(runs)
+    ]
+    right.legend(handles=grouped + phases, fontsize="small")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Writes to a hidden neighbour first: an interrupted report leaves no half of an image."""
+    partial = path.with_name(f".{path.name}.tmp")
+    figure.savefig(partial, format="png", dpi=120)
+    partial.replace(path)

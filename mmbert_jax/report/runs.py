@@ -1,0 +1,50 @@
+"""What a run folder says about itself."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mmbert_jax.data.pipeline import open_data
+from mmbert_jax.errors import UserError
+from mmbert_jax.metrics import read_metrics
+from mmbert_jax.optim.schedules import phase_rows
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The resolved config of a run."""
+    path = run / "config.json"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {run} is not the folder of a run")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def steps_and_evaluations(run: Path) -> tuple[list[dict], list[dict]]:
+    """The lines of metrics.jsonl: those of training steps, and those of evaluations on held-out rows."""
+    records = read_metrics(run)
+    return [r for r in records if "loss" in r], [r for r in records if "held_out" in r]
+
+
+def final_groups(run: Path) -> dict[str, Mapping[str, float]]:
+    """Group of languages -> `loss`, `accuracy`, `languages` in the last evaluation of a run.
+
+    Raises:
+      UserError: the run was never evaluated.
+    """
+    _, evaluations = steps_and_evaluations(run)
+    if not evaluations:
+        raise UserError(f"{run}/metrics.jsonl holds no evaluation: has the run come to its end?")
+    return evaluations[-1]["held_out_groups"]
+
+
+def language_shares(run: Path) -> dict[str, float]:
+    """Language -> share of the rows of a run's phase, by its config and the manifests of its corpora."""
+    config = ConfigDict(read_config(run))
+    rows = phase_rows(config.train, config.data.row_length)
+    shares: dict[str, float] = defaultdict(float)
+    for entry in open_data(config.data, rows, config.seed).mixture.entries:
+        shares[entry.language] += entry.share
+    return dict(shares)
