@@ -4,7 +4,7 @@ Each function returns what `config.data.sources` holds: source -> share (of any 
 source the names are the corpora's folders. With one corpus for everything a source is no more than its languages, and
 shares of sources with the same languages add up.
 
-The cards were written after training and add up to the published tokens per language within 2%. Temperature shaped
+The cards add up to the published tokens per language within 2%. Temperature shaped
 FineWeb2 alone; MegaWika, 1 to 10% of the tokens, has several languages too and is shaped alike here.
 """
 
@@ -44,7 +44,7 @@ def phase1() -> ConfigDict:
 def phase2() -> ConfigDict:
     """600B tokens, of which 12.1% English and 3.3% code; FineWeb2-HQ stands for FineWeb2 in its 20 languages.
 
-    The card names Wikipedia without its languages; read as English, like the rest of the collection it comes from.
+    The card names Wikipedia without its languages; read as English, which brings English nearer to its published share.
     """
     return _sources(
         fineweb2=506.7,

@@ -1,0 +1,229 @@
+"""From global row numbers to microbatches: which rows they are (order.py), read by Grain.
+
+Microbatch m of a phase is the global rows [m * M, (m + 1) * M), and process p takes its p-th part of them. Which
+documents a step sees depends on nothing else: not on processes, worker processes, prefetching or where a run resumed.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+
+from mmbert_jax.data import corpus
+from mmbert_jax.data.mixture import Mixture, build_mixture, source_names
+from mmbert_jax.data.order import RowOrder
+from mmbert_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseData:
+    """The training rows of a phase.
+
+    Attributes:
+      manifests, sources: of each corpus its manifest and its rows as bytes, addressed by row number.
+      tokenizer: what the manifests say of the tokeniser, which is the same for all.
+    """
+
+    mixture: Mixture
+    order: RowOrder
+    row_length: int
+    manifests: tuple[corpus.Manifest, ...]
+    sources: tuple[Sequence[bytes], ...]
+
+    @property
+    def tokenizer(self) -> dict[str, Any]:
+        return self.manifests[0]["tokenizer"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a global row comes from: row number `row` of its language in its corpus, in pass `pass_number` from 0."""
+
+    source: str
+    language: str
+    pass_number: int
+    row: int
+    document_ids: tuple[int, ...]
+    documents: tuple[tuple[str, int], ...]  # (input file, line) of each document id
+
+
+def open_data(data_config: Mapping, phase_rows: int, seed: int) -> PhaseData:
+    """Opens the corpora of a phase, checks their shards, and settles the mixture and the order of rows.
+
+    Raises:
+      UserError: a corpus is missing or damaged, corpora do not fit together, or the config cannot be met.
+    """
+    folders, manifests = _corpora(data_config)
+    mixture = build_mixture(data_config, phase_rows, manifests)
+    row_length = data_config["row_length"]
+    order = RowOrder([e.share for e in mixture.entries], [e.rows for e in mixture.entries], seed)
+    sources = tuple(
+        corpus.rows_source(folder, manifest, row_length, "train")
+        for folder, manifest in zip(folders, manifests, strict=True)
+    )
+    return PhaseData(mixture, order, row_length, manifests, sources)
+
+
+def microbatches(
+    phase_data: PhaseData,
+    microbatch_rows: int,
+    start_row: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    prefetch: int = 2,
+) -> Iterator[Batch]:
+    """This process's part of the microbatches from global row `start_row` to the end of the phase.
+
+    Args:
+      microbatch_rows: rows of a microbatch on all processes together.
+      workers: processes that read; 0 reads in threads of this process. Needs the usual `if __name__ == "__main__":`
+        in the program's main module, which worker processes import.
+      prefetch: microbatches read ahead, in all workers together.
+
+    Yields:
+      `tokens`, `segment_ids`, `positions`: int32 [microbatch_rows / process_count, row_length].
+    """
+    if microbatch_rows % process_count:
+        raise UserError(
+            f"config.train.microbatch_rows is {microbatch_rows}: make it a multiple of the {process_count} processes"
+        )
+    source = _Microbatches(phase_data, microbatch_rows, start_row, process_index, process_count)
+    # A worker takes every n-th microbatch and Grain puts them back in turn, so their number changes nothing.
+    ahead = max(1, -(-prefetch // max(workers, 1)))
+    options = grain.ReadOptions(num_threads=min(ahead, 4), prefetch_buffer_size=ahead)
+    dataset = grain.MapDataset.source(source).to_iter_dataset(options)
+    if workers:
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead)
+        )
+    return iter(dataset)
+
+
+def held_out_batches(
+    data_config: Mapping, rows_per_batch: int, max_rows_per_language: int
+) -> Iterator[tuple[Batch, list[str]]]:
+    """Held-out rows of every language that the phase's corpora have, whether the phase trains on it or not.
+
+    A language's rows are the first ones of its held-out split; where several corpora have it, they take turns.
+
+    Yields:
+      (batch, languages): arrays int32 [rows_per_batch, row_length] and the language of each row, in sorted order of
+      languages. The last batch is filled up with empty rows, whose language is "".
+    """
+    row_length = data_config["row_length"]
+    folders, manifests = _corpora(data_config)
+    rows_of: dict[str, list[tuple[int, int, int]]] = {}  # language -> (turn, corpus, row)
+    sources = []
+    for index, (folder, manifest) in enumerate(zip(folders, manifests, strict=True)):
+        sources.append(corpus.rows_source(folder, manifest, row_length, "held_out"))
+        for language, entry in manifest["row_lengths"][str(row_length)]["held_out"][
+            "languages"
+        ].items():
+            for turn in range(min(entry["rows"], max_rows_per_language)):
+                rows_of.setdefault(language, []).append((turn, index, entry["first_row"] + turn))
+    chosen = [
+        (language, index, row)
+        for language in sorted(rows_of)
+        for _, index, row in sorted(rows_of[language])[:max_rows_per_language]
+    ]
+    for start in range(0, len(chosen), rows_per_batch):
+        part = chosen[start : start + rows_per_batch]
+        batch = _empty_batch(rows_per_batch, row_length)
+        for slot, (_, index, row) in enumerate(part):
+            _fill(batch, slot, sources[index][row])
+        yield batch, [language for language, _, _ in part] + [""] * (rows_per_batch - len(part))
+
+
+def documents_of(phase_data: PhaseData, start_row: int, stop_row: int) -> list[Origin]:
+    """Where the global rows [start_row, stop_row) come from: what a step that took them has seen."""
+    origins = []
+    for entry_index, pass_number, row in zip(
+        *phase_data.order.slice(start_row, stop_row), strict=True
+    ):
+        entry = phase_data.mixture.entries[entry_index]
+        record = phase_data.sources[entry.corpus][entry.first_row + int(row)]
+        ids = tuple(corpus.decode_row(record)[2].tolist())
+        places = tuple(corpus.locate_document(phase_data.manifests[entry.corpus], i) for i in ids)
+        origins.append(
+            Origin(entry.source, entry.language, int(pass_number), int(row), ids, places)
+        )
+    return origins
+
+
+class _Microbatches:
+    """Microbatches addressed by number, counted from `start_row`, as Grain wants a data source to be.
+
+    Batches are whole before Grain sees them, so that no later stage can change which rows stand together.
+    """
+
+    def __init__(
+        self,
+        data: PhaseData,
+        microbatch_rows: int,
+        start_row: int,
+        process_index: int,
+        process_count: int,
+    ):
+        self.order, self.sources, self.row_length = data.order, data.sources, data.row_length
+        self.first_row = np.array([e.first_row for e in data.mixture.entries], np.int64)
+        self.corpus = np.array([e.corpus for e in data.mixture.entries], np.int64)
+        self.microbatch_rows = microbatch_rows
+        self.rows = microbatch_rows // process_count
+        self.start = start_row + process_index * self.rows
+        self.count = max(0, -((start_row - data.mixture.phase_rows) // microbatch_rows))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Batch:
+        start = self.start + int(index) * self.microbatch_rows
+        entry, _, row = self.order.slice(start, start + self.rows)
+        row += self.first_row[entry]
+        batch = _empty_batch(self.rows, self.row_length)
+        for slot, (corpus_index, row_of_corpus) in enumerate(
+            zip(self.corpus[entry].tolist(), row.tolist(), strict=True)
+        ):
+            _fill(batch, slot, self.sources[corpus_index][row_of_corpus])
+        return batch
+
+    def __repr__(self) -> str:  # names the stage in Grain's messages
+        return f"{type(self).__name__}({self.rows} x {self.row_length})"
+
+
+def _empty_batch(rows: int, row_length: int) -> Batch:
+    return {
+        name: np.zeros((rows, row_length), np.int32)
+        for name in ("tokens", "segment_ids", "positions")
+    }
+
+
+def _fill(batch: Batch, slot: int, record: bytes) -> None:
+    tokens, segment_ends, _ = corpus.decode_row(record)
+    for name, row in corpus.row_to_arrays(tokens, segment_ends, batch["tokens"].shape[1]).items():
+        batch[name][slot] = row
+
+
+def _corpora(data_config: Mapping) -> tuple[tuple[Path, ...], tuple[corpus.Manifest, ...]]:
+    """(folders, manifests): one corpus for all sources, or one for each in the order of `source_names`."""
+    folder = Path(data_config["corpus"])
+    if not data_config["corpus"] or not folder.is_dir():
+        raise UserError(
+            f"config.data.corpus={data_config['corpus']}: no such folder; make a corpus with tools/prepare_corpus.py"
+        )
+    if (folder / corpus.MANIFEST).exists():
+        folders = (folder,)
+    else:
+        folders = tuple(folder / name for name in source_names(data_config))
+    manifests = tuple(corpus.read_manifest(folder) for folder in folders)
+    for other, manifest in zip(folders, manifests, strict=True):
+        if manifest["tokenizer"]["sha256"] != manifests[0]["tokenizer"]["sha256"]:
+            raise UserError(
+                f"{other} was prepared with another tokeniser than {folders[0]}: prepare it again with that one"
+            )
+    return folders, manifests
