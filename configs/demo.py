@@ -14,10 +14,10 @@ What stands after the colon is PHASE[,LANGUAGES]. PHASE: phase1, phase2, decay_e
 codes.
 
 As published: mask ratios 30 / 15 / 5%, temperatures 0.7 / 0.5 / 0.3, RoPE base 10,000 then 160,000, longer rows from
-phase 2 on, batch-size warm-up, learning-rate schedules, three decay variants from one checkpoint. Smaller: the model, the
-rows, the token budgets and the batch. Different: the learning rate, since a small model wants a larger one; float32,
-since CPUs have no fast bfloat16; English has a share of its own in the English decay alone, and the cap on passes is
-high, since a toy text has too little English for the published shares.
+phase 2 on, batch-size warm-up, learning-rate schedules, three decay variants from one checkpoint. Smaller: model, rows,
+token budgets, batch. Different: the learning rate, since a small model wants a larger one; float32, since CPUs have no
+fast bfloat16; English has a share of its own in the English decay alone, and the cap on passes is high, since a toy
+text has too little English for the published shares.
 """
 
 from typing import NamedTuple

@@ -1,0 +1,144 @@
+"""The configs hold the published values, and every one of them is a valid config."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from configs import decay_110, decay_all, decay_english, demo, phase1, phase2
+from mmbert_jax.config import validate
+from mmbert_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+PUBLISHED = {
+    "phase1": phase1,
+    "phase2": phase2,
+    "decay_english": decay_english,
+    "decay_110": decay_110,
+    "decay_all": decay_all,
+}
+# Written down from the published configurations and the paper, not read from ours:
+# (phase, size): row length, RoPE base, tokens, mask ratio, temperature, learning rate, weight decay, tokens of the
+# learning rate's and of the batch size's warm-up, schedule, last learning rate as a share of the first.
+STABLE = ("stable", 1.0)
+PHASE_VALUES = {
+    ("phase1", "base"): (1024, 1e4, 2.3e12, 0.30, 0.7, 8e-4, 8e-5, 3e9, 60e9, *STABLE),
+    ("phase1", "small"): (1024, 1e4, 2.3e12, 0.30, 0.7, 8e-4, 8e-5, 4e9, 100e9, *STABLE),
+    ("phase2", "base"): (8192, 1.6e5, 6e11, 0.15, 0.5, 8e-4, 8e-5, 0, 0, *STABLE),
+    ("phase2", "small"): (8192, 1.6e5, 6e11, 0.15, 0.5, 4e-4, 4e-5, 0, 0, *STABLE),
+    **{
+        (decay, size): (8192, 1.6e5, 1e11, 0.05, 0.3, rate, rate / 10, 0, 0, *schedule)
+        for decay in ("decay_english", "decay_110", "decay_all")
+        for size, rate, schedule in (
+            ("base", 8e-4, ("one_minus_sqrt", 0.02)),
+            ("small", 4e-4, ("linear", 0.04)),
+        )
+    },
+}
+
+
+@pytest.mark.parametrize(("phase", "size"), PHASE_VALUES)
+def test_published_values(phase, size):
+    config = PUBLISHED[phase].get_config(size)
+    config.data.corpus = "corpora"
+    validate(config)
+    optimizer = config.optimizer
+    assert PHASE_VALUES[phase, size] == (
+        config.data.row_length,
+        config.model.global_rope_theta,
+        config.train.tokens,
+        config.mask.ratio,
+        config.data.temperature,
+        optimizer.peak_lr,
+        pytest.approx(optimizer.weight_decay),
+        optimizer.warmup_tokens,
+        config.train.batch_warmup_tokens,
+        optimizer.schedule,
+        optimizer.final_lr_fraction,
+    )
+    assert config.model.local_rope_theta == config.model.global_rope_theta
+    assert config.train.batch_rows == 4608
+    assert config.train.batch_warmup_from_rows == (384 if phase == "phase1" else 4608)
+    assert (optimizer.b1, optimizer.b2, optimizer.eps) == (0.9, 0.95, 1e-8)
+    assert (config.mask.mask_share, config.mask.random_share) == (0.8, 0.1)
+    assert config.seed == (12345 if size == "small" and phase != "phase1" else 21)
+
+
+@pytest.mark.parametrize(
+    ("size", "shape", "parameters"),
+    [("small", (384, 6), 140_897_536), ("base", (768, 12), 307_786_240)],
+)
+def test_size_is_the_published_model(size, shape, parameters):
+    """The same architecture in every phase, with the published count of parameters."""
+    from mmbert_jax.model.config import ModelConfig
+    from mmbert_jax.model.heads import init_params
+
+    for phase in PUBLISHED.values():
+        model = phase.get_config(size).model
+        assert (model.hidden_size, model.num_heads) == shape
+        assert (model.num_layers, model.intermediate_size, model.vocab_size) == (22, 1152, 256_000)
+        assert (model.attention_window, model.global_every, model.norm_eps) == (128, 3, 1e-5)
+        assert model.attention_output_dropout == 0.1
+        tree = jax.eval_shape(lambda model=model: init_params(ModelConfig.from_config(model), 0))
+        assert sum(leaf.size for leaf in jax.tree.leaves(tree)) == parameters
+
+
+@pytest.mark.parametrize("phase", PUBLISHED)
+def test_default_size_is_base(phase):
+    assert PUBLISHED[phase].get_config() == PUBLISHED[phase].get_config("base")
+
+
+def test_unknown_size_is_refused():
+    with pytest.raises(UserError, match="'large'.*:small or :base"):
+        phase2.get_config("large")
+
+
+@pytest.mark.parametrize("languages", ["cldr", "published"])
+@pytest.mark.parametrize("phase", PUBLISHED)
+def test_demo_follows_the_published_curriculum(phase, languages):
+    """Same phases, mask ratios, temperatures and RoPE bases; the later the phase, the more languages."""
+    config = demo.get_config(f"{phase},{languages}")
+    config.data.corpus = "corpus"
+    validate(config)
+    published = PUBLISHED[phase].get_config("base")
+    assert config.phase == published.phase
+    assert config.mask == published.mask
+    assert config.data.temperature == published.data.temperature
+    assert config.model.global_rope_theta == published.model.global_rope_theta
+    assert config.optimizer.schedule == published.optimizer.schedule
+
+    sampled = {language for source in config.data.sources.values() for language in source.languages}
+    first, second, last = (set(config.eval.groups[group]) for group in ("phase1", "phase2", "last"))
+    assert first <= sampled
+    assert bool(second & sampled) == (phase != "phase1")
+    assert bool(last & sampled) == (phase == "decay_all")
+    assert not first & second
+    assert not (first | second) & last
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"), [("phase3", "no demo phase 'phase3'"), ("phase1,udhr", "'udhr'")]
+)
+def test_unknown_demo_argument_is_refused(argument, message):
+    with pytest.raises(UserError, match=message):
+        demo.get_config(argument)
+
+
+def test_config_files_load_from_any_directory(tmp_path):
+    """A config file imports its neighbours wherever the command is typed, and its fields can be overridden."""
+    program = (
+        "from absl import app; from ml_collections import config_flags\n"
+        "CONFIG = config_flags.DEFINE_config_file('config')\n"
+        "app.run(lambda _: print(CONFIG.value.model.hidden_size, CONFIG.value.train.tokens))"
+    )
+    flags = [f"--config={ROOT / 'configs/phase2.py'}:small", "--config.train.tokens=7"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *flags],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "384 7\n"), done.stderr
