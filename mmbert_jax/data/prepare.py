@@ -1,0 +1,507 @@
+"""Text to a corpus, in two stages of which each is a loop over independent jobs for a pool of processes.
+
+1. Chunks of the input are tokenised; the tokens wait in one spill file for each (split, language).
+2. Shards are packed: one shard takes several small languages, or a part, dealt out by hash, of a large one. A
+   document's hash decides its split and its place among the others, so that the corpus is the same whatever the
+   number of processes, and equal texts are on the same side of the split.
+
+Memory: a chunk or two for each process in stage 1 and the spill's buffer; the tokens of one shard for each process
+in stage 2. On disk the spill takes 4 bytes a token until the corpus is complete.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import tempfile
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from mmbert_jax.data.corpus import (
+    FORMAT,
+    MANIFEST,
+    SPLITS,
+    VERSION,
+    Manifest,
+    count_rows,
+    document_id,
+    encode_row,
+    read_manifest,
+)
+from mmbert_jax.data.packing import best_fit, piece_bounds
+from mmbert_jax.data.progress import Progress
+from mmbert_jax.data.sources import Chunk, Fields, Input, parse_chunk, read_chunks
+from mmbert_jax.data.special_ids import BOS, EOS, PIECES
+from mmbert_jax.data.spill import Documents, Size, SpillWriter, read_blocks, read_spill
+from mmbert_jax.data.tokenizer import Tokenizer, load_tokenizer
+from mmbert_jax.errors import UserError
+
+TOKENIZER_FOLDER = "tokenizer"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the content of a corpus, apart from its inputs."""
+
+    tokenizer: Path
+    fields: Fields
+    row_lengths: tuple[int, ...]
+    held_out: float  # share of documents
+    shard_tokens: int = 1 << 25
+
+
+def prepare_corpus(
+    inputs: Sequence[Input],
+    settings: Settings,
+    output: Path,
+    workers: int,
+    source: str,
+    overwrite: bool = False,
+) -> Manifest:
+    """Writes a corpus and returns its manifest. Until it is complete it lies in a hidden folder beside `output`.
+
+    Args:
+      inputs: as `sources.find_inputs` gives them; a document id names a file by its index in this list.
+      settings: see Settings.
+      output: a folder that does not exist or is empty, or holds a corpus and `overwrite` is set.
+      workers: processes that tokenise and pack; 1 does the work in this process.
+      source: the corpus's name in its manifest.
+      overwrite: whether to replace a corpus.
+
+    Raises:
+      UserError: bad input, an output folder that holds something else, no space left on the disk.
+    """
+    check_output(output, overwrite)
+    tokenizer = load_tokenizer(settings.tokenizer)
+    with _partial_folder(output) as partial, _run_jobs(workers, settings) as run:
+        spill = partial / "spill"
+        spill.mkdir()
+        spills, totals = _tokenize(inputs, run, spill)
+        jobs = _plan(_deal(spills, settings, run, spill), settings, partial)
+        row_lengths = _pack(jobs, settings, run)
+        shutil.rmtree(spill)
+        _copy_tokenizer(tokenizer, partial / TOKENIZER_FOLDER)
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "source": source,
+            "inputs": [str(item.path) for item in inputs],
+            "tokenizer": {
+                "sha256": tokenizer.sha256,
+                "vocab_size": tokenizer.vocab_size,
+                "file": tokenizer.path.name,
+            },
+            "special_ids": {piece.strip("<>"): i for i, piece in enumerate(PIECES)},
+            "held_out_fraction": settings.held_out,
+            "documents": totals["documents"],
+            "empty_documents": totals["empty_documents"],
+            "tokens": totals["tokens"],
+            "bytes": totals["bytes"],
+            "row_lengths": row_lengths,
+        }
+        text = json.dumps(manifest, ensure_ascii=False, indent=1) + "\n"
+        (partial / MANIFEST).write_text(text, encoding="utf-8")
+        _publish(partial, output)
+    return manifest
+
+
+# ---- the output folder ----
+
+
+def check_output(output: Path, overwrite: bool) -> None:
+    """UserError unless `output` may be written: absent, empty, or a corpus of ours that is to be replaced."""
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise UserError(f"{output}: is a file; name a folder")
+    found = {path.name for path in output.iterdir()}
+    if not found:
+        return
+    if found - _files_of_corpus(output):
+        raise UserError(
+            f"{output}: holds something that is no corpus ({min(found - _files_of_corpus(output))}); name a new folder"
+        )
+    if not overwrite:
+        raise UserError(
+            f"{output}: holds a corpus; name a new folder or give --overwrite to replace it"
+        )
+
+
+def _files_of_corpus(folder: Path) -> set[str]:
+    try:
+        manifest = read_manifest(folder)
+    except UserError:
+        return set()
+    files = {MANIFEST, TOKENIZER_FOLDER}
+    for splits in manifest["row_lengths"].values():
+        for split in splits.values():
+            files |= {shard["file"] for shard in split["shards"]}
+    return files
+
+
+@contextmanager
+def _partial_folder(output: Path) -> Iterator[Path]:
+    """A hidden folder beside `output`, gone when the work has failed or was interrupted."""
+    partial = None
+    try:
+        output.absolute().parent.mkdir(parents=True, exist_ok=True)
+        prefix = f".{output.absolute().name}.partial-"
+        partial = Path(tempfile.mkdtemp(prefix=prefix, dir=output.absolute().parent))
+        partial.chmod(0o777 & ~_umask())  # mkdtemp's folders are for their owner alone
+        yield partial
+    except OSError as error:
+        where = error.filename or output
+        raise UserError(
+            f"{where}: {error.strerror or error}; nothing was written to {output}"
+        ) from error
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _publish(partial: Path, output: Path) -> None:
+    if output.exists() and any(output.iterdir()):
+        old = Path(tempfile.mkdtemp(prefix=f".{output.name}.old-", dir=output.absolute().parent))
+        output.rename(old)
+        partial.rename(output)
+        shutil.rmtree(old)
+    else:
+        partial.rename(output)
+
+
+def _copy_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    folder.mkdir()
+    for path in tokenizer.files():
+        shutil.copyfile(path, folder / path.name)
+
+
+# ---- processes ----
+
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+
+
+@dataclass
+class _Worker:
+    """What a process keeps between jobs."""
+
+    settings: Settings | None = None
+    tokenizer: Tokenizer | None = None
+
+
+_worker = _Worker()
+
+
+def _start_worker(settings: Settings) -> None:
+    # Ctrl-C reaches the whole group of processes; the parent alone decides what follows.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # One process per core: threads inside of them would only get in each other's way.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _worker.settings = settings
+
+
+@contextmanager
+def _run_jobs(workers: int, settings: Settings) -> Iterator[Run]:
+    """Gives `run(function, jobs)`, which yields the results in the order of the jobs, a bounded number at a time."""
+    if workers == 1:
+        _worker.settings, _worker.tokenizer = settings, None
+        yield map
+        return
+    # Not fork: a tokeniser's threads would be lost in the copy.
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(settings,),
+    )
+
+    def run(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
+        running: deque[Future] = deque()
+        for job in jobs:
+            running.append(pool.submit(function, job))
+            if len(running) > 2 * workers:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+
+    try:
+        yield run
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed, most likely for want of memory; "
+            "try fewer --workers or a smaller --shard_tokens"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+# ---- stage 1: tokenise ----
+
+
+@dataclass(frozen=True)
+class _Tokenized:
+    """A chunk's documents in order of (split, language); `keys` has the number of documents of each such pair."""
+
+    keys: list[tuple[tuple[str, str], int]]
+    documents: Documents
+    empty: Counter[str]  # language -> documents without text
+    bytes_read: int
+
+
+def _tokenize(
+    inputs: Sequence[Input], run: Run, folder: Path
+) -> tuple[dict[tuple[str, str], tuple[Path, Size]], dict[str, int]]:
+    """Spill file and its size for each (split, language), and the corpus's totals."""
+    progress = Progress("tokenise", sum(item.path.stat().st_size for item in inputs))
+    writer = SpillWriter()
+    paths: dict[tuple[str, str], Path] = {}
+    empty: Counter[str] = Counter()
+    shown = {"documents": 0, "tokens": 0}
+    for chunk in run(tokenize_chunk, read_chunks(inputs)):
+        start = 0
+        for key, count in chunk.keys:
+            path = paths.setdefault(key, folder / f"{len(paths)}.tokens")
+            writer.add(path, chunk.documents.part(start, start + count))
+            start += count
+        empty += chunk.empty
+        shown["documents"] += len(chunk.documents.ids)
+        shown["tokens"] += len(chunk.documents.tokens) - len(chunk.documents.ids)
+        progress.advance(chunk.bytes_read, shown)
+    writer.flush()
+    progress.finish(shown)
+    for language in sorted(empty.keys() - {language for _, language in paths}):
+        raise UserError(
+            f"language {language!r}: all of its {empty[language]} documents are empty; "
+            "remove them or check which field --text_field names"
+        )
+    if not paths:
+        raise UserError(f"{inputs[0].path}: no documents; check --input")
+    sizes = writer.sizes
+    return {key: (path, sizes[path]) for key, path in paths.items()}, {
+        **shown,
+        "empty_documents": sum(empty.values()),
+        "bytes": sum(size.text_bytes for size in sizes.values()),
+    }
+
+
+def tokenize_chunk(chunk: Chunk) -> _Tokenized:
+    """Stage 1's job; UserError for a bad record, with its place."""
+    settings = _worker.settings
+    if _worker.tokenizer is None:
+        _worker.tokenizer = load_tokenizer(settings.tokenizer)
+    empty: Counter[str] = Counter()
+    found = []
+    for document in parse_chunk(chunk, settings.fields):
+        if document.text.strip():
+            text = document.text.encode("utf-8")
+            digest = hashlib.blake2b(text, digest_size=8).digest()
+            value = int.from_bytes(digest, "little")
+            found.append((_split(value, settings.held_out), value, len(text), document))
+        else:
+            empty[document.language] += 1
+    found.sort(key=lambda item: (item[0], item[3].language))
+    encoded = _worker.tokenizer.encode_batch([item[3].text for item in found])
+    lengths = np.array([len(ids) + 1 for ids in encoded], np.int64)
+    tokens = np.empty(lengths.sum(), np.uint32)
+    at = 0
+    for ids in encoded:
+        tokens[at : at + len(ids)] = ids
+        tokens[at + len(ids)] = EOS
+        at += len(ids) + 1
+    documents = Documents(
+        ids=np.array([document_id(d.input_index, d.number) for *_, d in found], np.uint64),
+        hashes=np.array([value for _, value, *_ in found], np.uint64),
+        text_bytes=np.array([size for _, _, size, _ in found], np.int64),
+        lengths=lengths,
+        tokens=tokens,
+    )
+    keys = Counter((split, document.language) for split, _, _, document in found)
+    return _Tokenized(list(keys.items()), documents, empty, chunk.bytes_read)
+
+
+def _split(text_hash: int, held_out: float) -> str:
+    return SPLITS[1] if (text_hash >> 32) < held_out * 2**32 else SPLITS[0]
+
+
+# ---- stage 2: pack ----
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Documents of one language that go into one shard."""
+
+    language: str
+    path: Path
+    size: Size
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One shard for each row length, from one split."""
+
+    split: str
+    parts: tuple[_Part, ...]
+    folder: Path
+    index: int  # within the split
+
+    def file(self, row_length: int) -> str:
+        return f"{self.split}_{row_length}-{self.index:05}.arrayrecord"
+
+
+def _deal(
+    spills: dict[tuple[str, str], tuple[Path, Size]], settings: Settings, run: Run, folder: Path
+) -> dict[str, list[_Part]]:
+    """Parts of at most about a shard's tokens, by split, in order of their languages."""
+    keys = sorted(spills)
+    counts = [-(-spills[key][1].tokens // settings.shard_tokens) for key in keys]
+    large = [(*spills[key], n) for key, n in zip(keys, counts, strict=True) if n > 1]
+    dealt = run(deal_out, large)
+    parts: dict[str, list[_Part]] = {split: [] for split in SPLITS}
+    for (split, language), n in zip(keys, counts, strict=True):
+        pieces = next(dealt) if n > 1 else [spills[split, language]]
+        parts[split] += [_Part(language, path, size) for path, size in pieces]
+    return parts
+
+
+def deal_out(job: tuple[Path, Size, int]) -> list[tuple[Path, Size]]:
+    """Splits a spill file into `n` by the documents' hashes; removes it."""
+    path, _, n = job
+    writer = SpillWriter()
+    for block in read_blocks(path):
+        # The hash's upper half decided the split, so the lower half decides here.
+        part = (block.hashes & np.uint64(0xFFFFFFFF)) * np.uint64(n) >> np.uint64(32)
+        for i in np.unique(part).tolist():
+            writer.add(path.with_suffix(f".{i}"), block.take(np.flatnonzero(part == i)))
+    writer.flush()
+    path.unlink()
+    return sorted(writer.sizes.items(), key=lambda item: int(item[0].suffix[1:]))
+
+
+def _plan(parts: dict[str, list[_Part]], settings: Settings, folder: Path) -> list[_Job]:
+    """One job a shard: neighbouring small languages share one, a large language's parts have one each."""
+    jobs = []
+    for split, of_split in parts.items():
+        shards: list[list[_Part]] = []
+        tokens = settings.shard_tokens
+        for part in of_split:
+            if not shards or tokens + part.size.tokens > settings.shard_tokens:
+                shards.append([])
+                tokens = 0
+            shards[-1].append(part)
+            tokens += part.size.tokens
+        jobs += [_Job(split, tuple(shard), folder, i) for i, shard in enumerate(shards)]
+    return jobs
+
+
+def _pack(jobs: Sequence[_Job], settings: Settings, run: Run) -> dict[str, dict[str, Any]]:
+    """Writes the shards; the manifest's `row_lengths`."""
+    result: dict[str, dict[str, Any]] = {
+        str(length): {split: {"shards": [], "fill": 0.0, "languages": {}} for split in SPLITS}
+        for length in settings.row_lengths
+    }
+    tokens = [sum(part.size.tokens for part in job.parts) for job in jobs]
+    progress = Progress("pack    ", sum(tokens))
+    shown = {"tokens": 0}
+    for job, n, counted in zip(jobs, tokens, run(pack_shards, jobs), strict=True):
+        for length, rows_and_tokens in counted.items():
+            entry = result[str(length)][job.split]
+            before = sum(shard["rows"] for shard in entry["shards"])
+            for part, (rows, row_tokens) in zip(job.parts, rows_and_tokens, strict=True):
+                language = entry["languages"].setdefault(
+                    part.language,
+                    {"first_row": before, "rows": 0, "tokens": 0, "documents": 0, "bytes": 0},
+                )
+                language["rows"] += rows
+                language["tokens"] += row_tokens
+                language["documents"] += part.size.documents
+                language["bytes"] += part.size.text_bytes
+                before += rows
+            rows = sum(rows for rows, _ in rows_and_tokens)
+            entry["shards"].append({"file": job.file(length), "rows": rows})
+        shown["tokens"] += n
+        progress.advance(n, shown)
+    progress.finish(shown)
+    for length, splits in result.items():
+        for entry in splits.values():
+            rows = sum(language["rows"] for language in entry["languages"].values())
+            filled = sum(language["tokens"] for language in entry["languages"].values())
+            entry["fill"] = round(filled / (rows * int(length)), 6) if rows else 0.0
+    return result
+
+
+def pack_shards(job: _Job) -> dict[int, list[tuple[int, int]]]:
+    """Stage 2's job: for each row length, (rows, tokens in them) of each part; removes the parts' spill files."""
+    row_lengths = _worker.settings.row_lengths
+    writers = {
+        length: ArrayRecordWriter(str(job.folder / job.file(length)), "group_size:1")
+        for length in row_lengths
+    }
+    counts: dict[int, list[tuple[int, int]]] = {length: [] for length in row_lengths}
+    try:
+        for part in job.parts:
+            documents = read_spill(part.path, part.size)
+            part.path.unlink()
+            for length, writer in writers.items():
+                rows = tokens = 0
+                for record, n in packed_rows(documents, length):
+                    writer.write(record)
+                    rows += 1
+                    tokens += n
+                counts[length].append((rows, tokens))
+        for writer in writers.values():
+            writer.close()
+    except RuntimeError as error:  # what the C++ writer throws
+        raise OSError(f"cannot write a shard: {error}") from None
+    for length in row_lengths:
+        # A full disk goes unnoticed by the writer; the reader finds out.
+        path = job.folder / job.file(length)
+        try:
+            rows = count_rows(path)
+        except UserError:
+            rows = -1
+        if rows != sum(rows for rows, _ in counts[length]):
+            raise OSError(f"{path}: could not be written whole: is the disk full?")
+    return counts
+
+
+def packed_rows(documents: Documents, row_length: int) -> Iterator[tuple[bytes, int]]:
+    """The records of one language's documents (or of a part of them), in random order, and the tokens in each.
+
+    The order follows from the texts' hashes, not from where the documents stood.
+    """
+    document, start, stop = piece_bounds(documents.lengths - 1, row_length)
+    rank = np.empty(len(documents.ids), np.int64)
+    rank[np.lexsort((documents.ids, documents.hashes))] = np.arange(len(rank))
+    order = np.argsort(rank[document], kind="stable")
+    ids = documents.ids[document[order]]
+    start, stop = start[order], stop[order]
+    lengths = stop - start + 1
+    rows = best_fit(lengths, row_length)
+    start, lengths = start.tolist(), lengths.tolist()
+    buffer = np.empty(row_length, np.uint32)
+    for i in np.random.default_rng(row_length).permutation(len(rows)).tolist():
+        at = 0
+        ends = []
+        for piece in rows[i]:
+            first, n = start[piece], lengths[piece]
+            buffer[at] = BOS
+            buffer[at + 1 : at + n] = documents.tokens[first : first + n - 1]
+            at += n
+            ends.append(at)
+        yield encode_row(buffer[:at], np.array(ends), ids[rows[i]]), at

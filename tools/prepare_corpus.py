@@ -1,0 +1,125 @@
+"""Turns text into a corpus: tokenised, packed into rows, in shards, language after language, with a manifest."""
+
+import argparse
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from mmbert_jax.data.prepare import Settings, check_output, prepare_corpus
+from mmbert_jax.data.sources import Fields, find_inputs
+from mmbert_jax.errors import UserError, run_main
+
+EXAMPLE = """example:
+  python tools/prepare_corpus.py --input text/*.jsonl.zst --text_field text --language_field language \\
+      --tokenizer tokenizer --row_length 1024 8192 --held_out 0.005 --output corpus
+"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="JSONL files (plain, .gz, .zst), .txt files (one document each), or folders of such; "
+        "a text file's language is the first folder below the one given here",
+    )
+    parser.add_argument("--text_field", default="text", help="of a JSONL record (default: text)")
+    languages = parser.add_mutually_exclusive_group()
+    languages.add_argument(
+        "--language_field", default="language", help="of a JSONL record (default: language)"
+    )
+    languages.add_argument("--language", metavar="CODE", help="the language of all documents")
+    parser.add_argument(
+        "--tokenizer", required=True, type=Path, help="a *.model or tokenizer.json, or its folder"
+    )
+    parser.add_argument(
+        "--row_length",
+        nargs="+",
+        type=int,
+        default=[1024],
+        metavar="N",
+        help="tokens in a row; several are written in one pass (default: 1024)",
+    )
+    parser.add_argument(
+        "--held_out",
+        type=float,
+        default=0.005,
+        metavar="SHARE",
+        help="share of documents kept for evaluation, chosen by their text's hash (default: 0.005)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="processes; the result does not depend on their number (default: one for each core)",
+    )
+    parser.add_argument(
+        "--shard_tokens",
+        type=int,
+        default=1 << 25,
+        metavar="N",
+        help="largest shard; a process needs about 8 bytes of memory a token (default: 33554432)",
+    )
+    parser.add_argument(
+        "--source", help="name of the corpus in its manifest (default: the folder's)"
+    )
+    parser.add_argument("--output", required=True, type=Path, help="folder for the corpus")
+    parser.add_argument("--overwrite", action="store_true", help="replace a corpus that is there")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    for name, valid, what in (
+        ("row_length", min(args.row_length) >= 8, "at least 8"),
+        ("held_out", 0 <= args.held_out < 1, "at least 0 and below 1"),
+        ("workers", args.workers >= 1, "at least 1"),
+        ("shard_tokens", args.shard_tokens >= max(args.row_length), "at least a row"),
+    ):
+        if not valid:
+            raise UserError(f"--{name} is {getattr(args, name)}; it has to be {what}")
+    # So that what is half-written goes when a scheduler ends the job, as it does after Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated"))
+    check_output(args.output, args.overwrite)
+    inputs, passed_over = find_inputs(args.input, args.language)
+    if passed_over:
+        print(f"passed over {passed_over} files with other endings", file=sys.stderr)
+    settings = Settings(
+        tokenizer=args.tokenizer,
+        fields=Fields(args.text_field, args.language_field, args.language),
+        row_lengths=tuple(sorted(set(args.row_length))),
+        held_out=args.held_out,
+        shard_tokens=args.shard_tokens,
+    )
+    start = time.monotonic()
+    manifest = prepare_corpus(
+        inputs,
+        settings,
+        args.output,
+        args.workers,
+        args.source or args.output.absolute().name,
+        args.overwrite,
+    )
+    seconds = time.monotonic() - start
+    print(
+        f"{args.output}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens in {seconds:.1f} s "
+        f"({manifest['tokens'] / seconds:,.0f} tokens/s); {manifest['empty_documents']:,} empty documents left out"
+    )
+    for length, splits in manifest["row_lengths"].items():
+        for split, entry in splits.items():
+            rows = sum(shard["rows"] for shard in entry["shards"])
+            print(
+                f"  {split:>8} rows of {length}: {rows:,} in {len(entry['shards'])} shards, "
+                f"{len(entry['languages'])} languages, {entry['fill']:.2%} full"
+            )
+
+
+if __name__ == "__main__":
+    run_main(main)
