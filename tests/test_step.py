@@ -1,0 +1,97 @@
+"""The step: the same on every mesh and for every split into microbatches, and nothing recompiled as batches grow."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import tiny_config
+
+from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.model.heads import bind, encode
+from mmbert_jax.model.masking import mask_tokens, num_targets
+from mmbert_jax.parallel.mesh import make_mesh
+from mmbert_jax.step import init_state, make_eval_step, make_train_step
+
+
+def random_rows(microbatches, rows, length=64):
+    """Packed rows of two documents and some padding, [microbatches, rows, length]."""
+    rng = np.random.default_rng(0)
+    shape = (microbatches, rows, length)
+    lengths = [40, length - 44, 4]
+    segment_ids = np.repeat([1, 2, 0], lengths)
+    positions = np.concatenate([np.arange(n) for n in lengths]) * (segment_ids > 0)
+    tokens = rng.integers(5, 512, shape) * (segment_ids > 0)
+    spread = {"tokens": tokens, "segment_ids": segment_ids, "positions": positions}
+    return {name: np.broadcast_to(x, shape).astype(np.int32) for name, x in spread.items()}
+
+
+def run(config, mesh_shape, batch, count, steps=6):
+    names = ("data", "fsdp", "tensor")
+    mesh = make_mesh(dict(zip(names, mesh_shape, strict=True)), jax.devices()[: np.prod(mesh_shape)])
+    state, step = init_state(config, mesh), make_train_step(config, mesh)
+    losses = []
+    for i in range(steps):
+        state, metrics = step(state, batch, np.int32(count), np.uint32(16 * i), np.float32(2e-3))
+        losses.append(float(metrics["loss"]))
+    return losses, jax.tree.map(np.asarray, state["params"]), step
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return run(tiny_config(), (1, 1, 1), random_rows(2, 8), 2)
+
+
+@pytest.mark.parametrize("mesh_shape", [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
+def test_every_mesh_gives_the_losses_of_one_device(one_device, mesh_shape):
+    losses, _, _ = run(tiny_config(), mesh_shape, random_rows(2, 8), 2)
+    np.testing.assert_allclose(losses, one_device[0], rtol=2e-6)
+
+
+def test_microbatches_give_what_the_whole_batch_gives(one_device):
+    config = tiny_config(train__microbatch_rows=16, train__batch_warmup_from_rows=16, model__attention_output_dropout=0.0)
+    whole = {name: x.reshape(1, 16, 64) for name, x in random_rows(2, 8).items()}
+    together, params, _ = run(config, (1, 1, 1), whole, 1, steps=3)
+    split = tiny_config(model__attention_output_dropout=0.0)
+    apart, others, _ = run(split, (1, 1, 1), random_rows(2, 8), 2, steps=3)
+    np.testing.assert_allclose(apart, together, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), params, others)
+
+
+def test_empty_slots_do_not_count_and_do_not_recompile(one_device):
+    _, _, step = one_device
+    config, mesh = tiny_config(), make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    batch = random_rows(2, 8)
+    noise = {name: np.concatenate([x[:1], x[1:] * 0 + 7]) for name, x in batch.items()}
+    results = []
+    for b in (batch, noise):
+        state, metrics = step(init_state(config, mesh), b, np.int32(1), np.uint32(0), np.float32(1e-3))
+        results.append((float(metrics["loss"]), jax.tree.map(np.asarray, state["params"])))
+    assert results[0][0] == results[1][0]
+    jax.tree.map(np.testing.assert_array_equal, results[0][1], results[1][1])
+    assert step._cache_size() == 1
+
+
+def test_loss_and_accuracy_are_those_of_plain_cross_entropy():
+    """The evaluation step against cross-entropy over all logits, written out in float64."""
+    config = tiny_config()
+    model_config = ModelConfig.from_config(config.model)
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    params = init_state(config, mesh)["params"]
+    batch = {name: x[0] for name, x in random_rows(1, 8).items()}
+    step = make_eval_step(model_config, mesh, mask_ratio=0.15, dtype="float32", loss_chunk=128)
+    sums = step(params, batch, np.uint32(5))
+
+    inputs, positions, labels, weights = mask_tokens(
+        jax.random.key(0),
+        jnp.arange(5, 13, dtype=jnp.uint32),
+        batch["tokens"],
+        num_targets=num_targets(0.15, 64),
+        vocab_size=512,
+    )
+    hidden = encode(params, model_config, inputs, batch["segment_ids"], batch["positions"])
+    logits = np.asarray(bind(model_config, params).logits(hidden), np.float64)
+    logits = np.take_along_axis(logits, np.asarray(positions)[..., None], 1)
+    losses = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, np.asarray(labels)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(sums["loss"], (losses * weights).sum(1), rtol=1e-5)
+    np.testing.assert_array_equal(sums["targets"], weights.sum(1))
+    np.testing.assert_array_equal(sums["correct"], ((logits.argmax(-1) == labels) * weights).sum(1))
