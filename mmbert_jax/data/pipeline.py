@@ -5,12 +5,14 @@ documents a step sees depends on nothing else: not on processes, worker processe
 """
 
 import dataclasses
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from mmbert_jax.data import corpus
 from mmbert_jax.data.mixture import Mixture, build_mixture, source_names
@@ -99,10 +101,17 @@ def microbatches(
     options = grain.ReadOptions(num_threads=min(ahead, 4), prefetch_buffer_size=ahead)
     dataset = grain.MapDataset.source(source).to_iter_dataset(options)
     if workers:
+        if not flags.FLAGS.is_parsed():
+            # Grain looks at flags of its own when it starts workers; without absl's `app.run` the defaults hold.
+            flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=ahead)
         )
-    return iter(dataset)
+    iterator = iter(dataset)
+    stream = (batch for batch in iterator)
+    # Whoever drops the stream before its end, be it by leaving the program, also stops the threads and processes.
+    weakref.finalize(stream, iterator.close)
+    return stream
 
 
 def held_out_batches(
