@@ -1,13 +1,23 @@
 """Writes a checkpoint as a Hugging Face folder: safetensors, config.json, tokeniser files and a model card."""
 
 import argparse
+import json
 from pathlib import Path
 
-from mmbert_jax.checkpoint import restore_params, run_folder
-from mmbert_jax.errors import run_main
+from mmbert_jax.checkpoint import restore_params
+from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.hf.export import DTYPES, check_output, export_hf
-from mmbert_jax.hf.model_card import last_evaluation
 from mmbert_jax.inference.checkpoint_tokenizer import checkpoint_tokenizer
+
+
+def read_held_out(path: Path) -> dict:
+    """The groups' figures from a file that `python -m mmbert_jax.evaluate.heldout --output` wrote."""
+    try:
+        return json.loads(path.read_text())["held_out_groups"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"--held_out {path} is not what `python -m mmbert_jax.evaluate.heldout --output` writes ({error!r})"
+        ) from error
 
 
 def main() -> None:
@@ -37,9 +47,19 @@ def main() -> None:
         metavar="GB",
         help="size of a weights file at most (default 5)",
     )
+    parser.add_argument(
+        "--held_out",
+        type=Path,
+        metavar="JSON",
+        help="figures for the model card, from `python -m mmbert_jax.evaluate.heldout --output JSON` (default: those"
+        " that the checkpoint recorded in training; a merged one has none)",
+    )
     args = parser.parse_args()
 
+    if args.max_shard_size <= 0:
+        raise UserError(f"--max_shard_size {args.max_shard_size}: it has to be above 0")
     check_output(args.output)
+    held_out = read_held_out(args.held_out) if args.held_out else None
     params, meta = restore_params(args.checkpoint)
     export_hf(
         args.output,
@@ -48,7 +68,7 @@ def main() -> None:
         checkpoint_tokenizer(meta, args.tokenizer),
         dtype=args.dtype,
         max_shard_bytes=int(args.max_shard_size * 1e9),
-        held_out=last_evaluation(run_folder(args.checkpoint), meta["step"]),
+        held_out_groups=held_out,
     )
     print(
         f"wrote {args.output}: load it with AutoModelForMaskedLM.from_pretrained({str(args.output)!r})"

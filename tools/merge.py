@@ -55,6 +55,8 @@ def main() -> None:
         raise UserError(f"--weights {weights}: every weight has to be above 0")
     if not 0 <= args.density <= 1:
         raise UserError(f"--density {args.density} is outside 0 to 1")
+    if args.output.exists() and any(args.output.iterdir()):
+        raise UserError(f"{args.output} is not empty: choose another --output, or remove it first")
 
     base_params, base_meta = restore_params(args.base)
     models = []

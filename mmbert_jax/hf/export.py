@@ -32,7 +32,7 @@ def export_hf(
     *,
     dtype: str = "float32",
     max_shard_bytes: int = 5_000_000_000,
-    held_out: Mapping | None = None,
+    held_out_groups: Mapping | None = None,
 ) -> None:
     """Writes weights, config.json, tokeniser files and a model card, reads the weights back and compares every bit.
 
@@ -40,7 +40,7 @@ def export_hf(
       output: a folder that does not exist, is empty, or holds an earlier export and nothing else (which is replaced).
       params, meta: of a checkpoint; `meta["config"]` tells the model's shape and the longest row it was trained on.
       dtype: "float32", or "bfloat16" for half the size (rounded to nearest even).
-      held_out: a line of metrics.jsonl for the model card.
+      held_out_groups: for the model card; None takes what the checkpoint recorded when it was last evaluated.
 
     Raises:
       UserError: the output folder holds something else, or the parameters or the tokeniser do not fit the config.
@@ -53,6 +53,9 @@ def export_hf(
             f"the tokeniser has {tokenizer.vocab_size} entries but config.model.vocab_size is {config.vocab_size};"
             " give the tokeniser that the checkpoint was trained with"
         )
+    held_out_groups = (
+        meta.get("held_out_groups", {}) if held_out_groups is None else held_out_groups
+    )
     max_positions = int(meta["config"]["data"]["row_length"])
     tensors = {name: x.astype(DTYPES[dtype]) for name, x in to_theirs(params, config).items()}
     fields = to_hf(config, max_positions, dtype)
@@ -67,7 +70,7 @@ def export_hf(
         to_hf_files(tokenizer, partial, max_positions)
         count = sum(x.size for x in tensors.values())
         (partial / "README.md").write_text(
-            model_card(output.name, meta, fields, count, held_out), encoding="utf-8"
+            model_card(output.name, meta, fields, count, held_out_groups), encoding="utf-8"
         )
         marker = {
             "written_by": "mmbert_jax",

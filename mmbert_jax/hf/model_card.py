@@ -1,8 +1,6 @@
-"""README.md of an exported model, from what its checkpoint and its run recorded; nothing in it is a stock claim."""
+"""README.md of an exported model, from what its checkpoint recorded; nothing in it is a stock claim."""
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 FRONT_MATTER = """\
 ---
@@ -25,166 +23,135 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 model = AutoModelForMaskedLM.from_pretrained("{name}").eval()
 
-inputs = tokenizer("One, two,<mask>.", return_tensors="pt")
+inputs = tokenizer("One, two, <mask>.", return_tensors="pt")
 with torch.no_grad():
     logits = model(**inputs).logits
 mask = inputs.input_ids[0].tolist().index(tokenizer.mask_token_id)
 print(tokenizer.decode(logits[0, mask].argmax()))
 ```
 
-`<mask>` stands for a token together with the space before it, so no space is written in front of it. Needs
-`transformers` 4.48 or newer; config.json carries both generations of RoPE fields.
+`<mask>` stands for a token together with the space before it. Needs `transformers` 4.48 or newer: config.json carries
+both generations of RoPE fields.
 """
+
+MODEL_FIELDS = (
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "vocab_size",
+    "local_attention",
+    "global_attn_every_n_layers",
+    "global_rope_theta",
+    "local_rope_theta",
+)
 
 
 def model_card(
-    name: str, meta: Mapping, fields: Mapping, parameters: int, held_out: Mapping | None
+    name: str, meta: Mapping, fields: Mapping, parameters: int, held_out_groups: Mapping
 ) -> str:
     """The text of README.md.
 
     Args:
       name: the model's name, used as the title and in the usage example.
-      meta: of the checkpoint (see `mmbert_jax.checkpoint`).
+      meta: of the checkpoint (see `train.describe_checkpoint` and `merge.checkpoints.merged_meta`).
       fields: of config.json (see `hf.config`).
       parameters: how many the model has.
-      held_out: the run's last evaluation up to this checkpoint (a line of metrics.jsonl), if there is one.
+      held_out_groups: group -> {"loss", "accuracy", "languages"}; may be empty.
     """
     parts = [
         FRONT_MATTER,
         f"# {name}\n",
         _introduction(meta, fields, parameters),
+        _held_out(held_out_groups),
+        USAGE.format(name=name),
         _training(meta),
-        _model(fields),
+        _languages(meta.get("languages")),
+        "## Model\n\n"
+        + _table(("Field", "Value"), [(f"`{key}`", fields[key]) for key in MODEL_FIELDS]),
     ]
-    if held_out:
-        parts.append(_held_out(held_out))
-    parts.append(USAGE.format(name=name))
     return "\n".join(part for part in parts if part)
 
 
-def last_evaluation(run: Path, step: int) -> dict | None:
-    """The newest line with held-out losses up to `step` in a run folder's metrics.jsonl.
-
-    None for a run that was never evaluated, and for merged and imported models, which have no metrics.
-    """
-    found = run / "metrics.jsonl"
-    if not found.exists():
-        return None
-    newest = None
-    with found.open() as lines:
-        for line in lines:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue  # a line cut off when a run was killed
-            if "held_out" in record and record["step"] <= step:
-                newest = record
-    return newest
-
-
 def _introduction(meta: Mapping, fields: Mapping, parameters: int) -> str:
-    embedding = fields["vocab_size"] * fields["hidden_size"]
     if meta.get("import"):
-        origin = f"was imported from `{meta['import']['model']}`"
+        origin = "imported into mmbert_jax"
     elif meta.get("merge"):
-        origin = f"was merged from {len(meta['merge']['models'])} checkpoints of mmbert_jax"
+        origin = f"merged from {len(meta['merge']['models'])} checkpoints of mmbert_jax"
     else:
-        origin = "was trained with mmbert_jax"
+        origin = f"trained with mmbert_jax, phase `{meta['phase']}`"
+    outside = parameters - fields["vocab_size"] * fields["hidden_size"]
     return (
-        f"A ModernBERT encoder with a masked-language-model head that {origin}. It has {parameters:,} parameters,"
-        f" {parameters - embedding:,} of them outside the token embedding, and reads up to"
-        f" {fields['max_position_embeddings']:,} tokens.\n"
+        f"A ModernBERT encoder with a masked-language-model head, {origin}. It has {parameters:,} parameters,"
+        f" {outside:,} of them outside the token embedding, and reads up to {fields['max_position_embeddings']:,}"
+        " tokens.\n"
+    )
+
+
+def _held_out(groups: Mapping) -> str:
+    if not groups:
+        return ""
+    rows = [
+        (name, g["languages"], f"{g['loss']:.3f}", f"{g['accuracy']:.3f}")
+        for name, g in groups.items()
+    ]
+    return (
+        "## Held-out text\n\nLoss (nats) and accuracy at masked tokens of documents that training never saw, mean over"
+        " the languages of each group.\n\n"
+        + _table(("Group", "Languages", "Loss", "Accuracy"), rows)
     )
 
 
 def _training(meta: Mapping) -> str:
-    config = meta.get("config", {})
-    rows = [("Phase", meta.get("phase")), ("Step", _number(meta.get("step")))]
-    rows += [("Tokens trained on in this phase", _number(meta.get("tokens")))]
-    rows += [("Languages", _number(meta.get("languages")))]
-    rows += [("Started from", config.get("init_from") or None)]
-    rows += [("Row length", _number(config.get("data", {}).get("row_length")))]
-    rows += [("Share of tokens masked", config.get("mask", {}).get("ratio"))]
-    optimizer = config.get("optimizer", {})
-    rows += [
-        ("Peak learning rate", optimizer.get("peak_lr")),
-        ("Schedule", optimizer.get("schedule")),
-    ]
-    rows += [("Seed", config.get("seed"))]
+    """The phases that led here, then the last one's settings or the recipe of the merge."""
+    config = meta["config"]
     if merge := meta.get("merge"):
-        rows = [
-            ("Phase", meta.get("phase")),
-            (
-                "Merged by",
-                f"{merge['method']}, density {merge['density']}, lambda {merge['lambda']}",
-            ),
-            ("Task vectors against", _parent(merge["base"])),
-        ]
+        recipe = f"{merge['method'].upper()} (density {merge['density']}, lambda {merge['lambda']})"
+        rows = [("base", *_phase(merge["base"]))]
         rows += [
-            (f"Model, weight {w}", _parent(m))
+            (f"weight {w}", *_phase(m))
             for w, m in zip(merge["weights"], merge["models"], strict=True)
         ]
-    rows = [(key, value) for key, value in rows if value is not None]
-    if not rows:
+        return f"## Training\n\nMerged by {recipe} from:\n\n" + _table(
+            ("", "Phase", "Steps", "Tokens"), rows
+        )
+    if "optimizer" not in config:
         return ""
-    return "## Training\n\n" + _table(("", ""), rows)
-
-
-def _parent(parent: Mapping) -> str:
-    facts = [
-        str(parent.get("phase") or ""),
-        f"step {parent['step']:,}" if parent.get("step") is not None else "",
+    settings = [
+        (
+            "Rows in a batch, tokens in a row",
+            f"{config['train']['batch_rows']:,} x {config['data']['row_length']:,}",
+        ),
+        ("Tokens masked", f"{config['mask']['ratio']:.0%}"),
+        (
+            "Peak learning rate, schedule",
+            f"{config['optimizer']['peak_lr']:g}, {config['optimizer']['schedule']}",
+        ),
+        ("Weight decay", f"{config['optimizer']['weight_decay']:g}"),
+        ("Temperature of the language mixture", config["data"]["temperature"]),
+        ("Compute dtype", config["dtype"]),
+        ("Seed", config["seed"]),
     ]
+    phases = [_phase(phase) for phase in (*meta.get("history", ()), meta)]
     return (
-        f"`{parent['path']}` ({', '.join(fact for fact in facts if fact)})"
-        if any(facts)
-        else f"`{parent['path']}`"
+        "## Training\n\n"
+        + _table(("Phase", "Steps", "Tokens"), phases)
+        + "\nSettings of the last phase:\n\n"
+        + _table(("Setting", "Value"), settings)
     )
 
 
-def _model(fields: Mapping) -> str:
-    keys = (
-        "num_hidden_layers",
-        "hidden_size",
-        "num_attention_heads",
-        "intermediate_size",
-        "vocab_size",
-        "local_attention",
-        "global_attn_every_n_layers",
-        "global_rope_theta",
-        "local_rope_theta",
-    )
-    return "## Model\n\n" + _table(("config.json", ""), [(f"`{key}`", fields[key]) for key in keys])
+def _phase(phase: Mapping) -> tuple[str, str, str]:
+    return phase["phase"], f"{phase['step']:,}", f"{phase['tokens']:,}"
 
 
-def _held_out(held_out: Mapping) -> str:
-    """Loss in nats per masked token, by group of languages; by language where a run has no groups."""
-    heading = (
-        "## Held-out text\n\nMean loss (nats) and accuracy at masked positions of documents that training never saw,"
-        f" at step {held_out['step']:,}.\n\n"
-    )
-    groups = held_out.get("held_out_groups")
-    if groups:
-        rows = [
-            (name, _number(g.get("languages")), _fixed(g["loss"]), _fixed(g["accuracy"]))
-            for name, g in groups.items()
-        ]
-        return heading + _table(("Languages", "Number", "Loss", "Accuracy"), rows)
-    rows = [
-        (name, _fixed(x["loss"]), _fixed(x["accuracy"]))
-        for name, x in sorted(held_out["held_out"].items())
-    ]
-    return heading + _table(("Language", "Loss", "Accuracy"), rows)
+def _languages(languages: Sequence[str] | None) -> str:
+    if not languages:
+        return ""
+    codes = ", ".join(languages)
+    return f"## Languages\n\n<details><summary>{len(languages)} languages</summary>\n\n{codes}\n\n</details>\n"
 
 
-def _table(header: tuple, rows: list[tuple]) -> str:
+def _table(header: Sequence, rows: Sequence[Sequence]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "".join("| " + " | ".join(str(cell) for cell in line) + " |\n" for line in lines)
-
-
-def _number(value: int | None) -> str | None:
-    return None if value is None else f"{value:,}"
-
-
-def _fixed(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

@@ -33,6 +33,8 @@ def check_same(base: tuple[Mapping, Mapping], model: tuple[Mapping, Mapping], na
     """Raises a `UserError` unless two checkpoints (parameters, meta) are of one model and one tokeniser."""
     (base_params, base_meta), (params, meta) = base, model
     for field, value in base_meta["config"]["model"].items():
+        if field == "attention_output_dropout":  # concerns training alone
+            continue
         other = meta["config"]["model"].get(field)
         if other != value:
             raise UserError(
@@ -79,7 +81,7 @@ def merged_meta(
 ) -> dict:
     """The meta of a merged checkpoint, from the recipe and (path, meta) of the base and of each model.
 
-    Config and tokeniser are the base's; the longest row and the number of languages are the most of any.
+    Config and tokeniser are the base's; the row length is the longest of any, the languages are those of all.
     """
     everyone = [base[1], *(meta for _, meta in models)]
     config = base[1]["config"]
@@ -89,9 +91,10 @@ def merged_meta(
         "step": 0,  # no training of its own
         "row": 0,
         "tokens": 0,
-        "languages": max(
-            (meta["languages"] for meta in everyone if "languages" in meta), default=None
+        "languages": sorted(
+            {language for meta in everyone for language in meta.get("languages", ())}
         ),
+        "held_out_groups": {},  # the base's figures are not the merged model's
         "config": config | {"phase": "merged", "data": config["data"] | {"row_length": row_length}},
         "merge": dict(recipe)
         | {"base": _parent(*base), "models": [_parent(*model) for model in models]},

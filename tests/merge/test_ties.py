@@ -195,13 +195,13 @@ def test_refuses_models_of_another_shape_or_tokeniser():
 
 def test_meta_records_recipe_and_parents():
     recipe = {"method": "ties", "density": 0.5, "lambda": 1.0, "weights": [1.0, 2.0]}
-    models = [("x", meta(128, languages=7)), ("y", meta(64, languages=9))]
-    merged = merged_meta(recipe, ("b", meta(64, languages=3)), models)
+    models = [("x", meta(128, languages=["eng", "fra"])), ("y", meta(64, languages=["kin"]))]
+    merged = merged_meta(
+        recipe, ("b", meta(64, languages=["eng"], held_out_groups={"all": {}})), models
+    )
     assert merged["merge"]["base"] == {"path": "b", "phase": "a", "step": 5, "tokens": None}
     assert [parent["path"] for parent in merged["merge"]["models"]] == ["x", "y"]
     assert merged["merge"]["density"] == 0.5
-    assert (merged["languages"], merged["config"]["data"]["row_length"], merged["step"]) == (
-        9,
-        128,
-        0,
-    )
+    assert merged["languages"] == ["eng", "fra", "kin"]
+    assert merged["held_out_groups"] == {}
+    assert (merged["config"]["data"]["row_length"], merged["step"]) == (128, 0)

@@ -1,0 +1,48 @@
+"""Finding the tokeniser that a checkpoint was trained with."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from mmbert_jax.data.tokenizer import Tokenizer, load_tokenizer
+from mmbert_jax.errors import UserError
+
+
+def checkpoint_tokenizer(meta: Mapping, path: str | Path | None = None) -> Tokenizer:
+    """The tokeniser at `path`, or the copy that lies in the corpus (or imported model) of the checkpoint.
+
+    Args:
+      meta: of a checkpoint; `meta["tokenizer"]["sha256"]` says which tokeniser it has to be.
+      path: folder or file of a tokeniser; None looks where the checkpoint says.
+
+    Raises:
+      UserError: there is none, or it is not the one that the checkpoint was trained with.
+    """
+    places = [Path(path)] if path else _places(meta)
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        looked = (
+            ", ".join(str(place) for place in places) or "nowhere: the checkpoint names no corpus"
+        )
+        raise UserError(f"no tokeniser found (looked at {looked}); give it with --tokenizer DIR")
+    tokenizer = load_tokenizer(found)
+    expected = (meta.get("tokenizer") or {}).get("sha256")
+    if expected and tokenizer.sha256 != expected:
+        raise UserError(
+            f"the tokeniser {found} (sha256 {tokenizer.sha256[:12]}...) is not the one that the checkpoint was"
+            f" trained with ({expected[:12]}...); give that one with --tokenizer DIR"
+        )
+    return tokenizer
+
+
+def _places(meta: Mapping) -> list[Path]:
+    """Where the tokeniser may lie: what an import recorded, the corpus, or the corpus of each source."""
+    places = []
+    if recorded := (meta.get("tokenizer") or {}).get("path"):
+        places.append(Path(recorded))
+    if corpus := meta.get("config", {}).get("data", {}).get("corpus"):
+        sources = sorted(meta["config"]["data"].get("sources", {}))
+        places += [
+            Path(corpus) / "tokenizer",
+            *(Path(corpus) / source / "tokenizer" for source in sources),
+        ]
+    return places
