@@ -41,6 +41,8 @@ GROUP_TITLES = {
     "phase2": "added in phase 2",
     "last": "added last",
 }
+# Share of the documents that is set apart: far more than a large corpus needs, enough for some rows of each language.
+HELD_OUT = 0.1
 # Density and weights (in the order of DECAYS) of the merge. Such weights keep more of what decay_all alone has learnt
 # about the languages that only it has seen; equal ones keep more of the others.
 DENSITY, WEIGHTS = 0.5, (0.5, 0.5, 2.0)
@@ -90,72 +92,57 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     return args, overrides
 
 
-def commands(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, list[str]]:
+def commands(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, str]:
     """Name of each step -> its command line, in the order in which they run."""
-    out = args.output
-    corpus, tokenizer = str(out / "corpus"), str(out / "tokenizer")
-    text = args.input or [str(out / "text.jsonl")]
-    text_field = ["--text_field", args.text_field]
-    row_lengths = [
-        str(demo.get_config(f"{phase},{args.languages}").data.row_length) for phase in STARTS_FROM
-    ]
+    python, tools = (shlex.quote(relative(path)) for path in (Path(sys.executable), ROOT / "tools"))
+    config = shlex.quote(relative(ROOT / "configs" / "demo.py"))
+    out, text_field, language_field = map(
+        shlex.quote, (str(args.output), args.text_field, args.language_field)
+    )
+    text = shlex.join(args.input) if args.input else f"{out}/text.jsonl"
+    phases = {phase: demo.get_config(f"{phase},{args.languages}") for phase in STARTS_FROM}
+    row_lengths = sorted({phase.data.row_length for phase in phases.values()})
 
     steps = {}
     if not args.input:
-        steps["text"] = [tool("make_cldr_text"), "--output", *text]
-    steps["tokenizer"] = [
-        *(tool("train_tokenizer"), "--input", *text, *text_field),
-        *("--vocab_size", str(args.vocab_size), "--output", tokenizer),
-    ]
-    steps["corpus"] = [
-        *(
-            tool("prepare_corpus"),
-            "--input",
-            *text,
-            *text_field,
-            "--language_field",
-            args.language_field,
-        ),
-        *(
-            "--tokenizer",
-            tokenizer,
-            "--row_length",
-            *dict.fromkeys(row_lengths),
-            "--output",
-            corpus,
-        ),
-    ]
+        steps["text"] = f"{python} {tools}/make_cldr_text.py --output {text}"
+    steps["tokenizer"] = (
+        f"{python} {tools}/train_tokenizer.py --input {text} --text_field {text_field}"
+        f" --language_field {language_field} --vocab_size {args.vocab_size} --output {out}/tokenizer"
+    )
+    steps["corpus"] = (
+        f"{python} {tools}/prepare_corpus.py --input {text} --text_field {text_field}"
+        f" --language_field {language_field} --tokenizer {out}/tokenizer"
+        f" --row_length {' '.join(map(str, row_lengths))} --held_out {HELD_OUT} --output {out}/corpus"
+    )
     for phase, start in STARTS_FROM.items():
-        tokens = round(args.scale * demo.PHASES[phase].tokens)
-        steps[phase] = [
-            *(
-                "-m",
-                "mmbert_jax.train",
-                "--config",
-                f"{relative(ROOT / 'configs/demo.py')}:{phase},{args.languages}",
-            ),
-            *("--workdir", str(out / phase), f"--config.data.corpus={corpus}"),
-            *([f"--config.init_from={out / start}"] if start else []),
-            *([f"--config.train.tokens={tokens}"] if args.scale != 1 else []),
-            *([f"--config.model.vocab_size={args.vocab_size}"] if args.vocab_size != 8192 else []),
-            *overrides,
-        ]
-    merged = str(out / "merged")
-    steps["merge"] = [
-        *(tool("merge"), "--method", "ties", "--base", str(out / "phase2")),
-        *("--models", *(str(out / decay) for decay in DECAYS)),
-        *("--density", str(DENSITY), "--weights", *map(str, WEIGHTS), "--output", merged),
-    ]
-    steps["evaluation"] = [
-        *("-m", "mmbert_jax.evaluate.heldout", "--checkpoint", merged),
-        *("--corpus", corpus, "--output", str(out / "merged_held_out.json")),
-    ]
-    steps["export"] = [tool("export_hf"), "--checkpoint", merged, "--output", str(out / "hf")]
-    return {name: [relative(Path(sys.executable)), *command] for name, command in steps.items()}
-
-
-def tool(name: str) -> str:
-    return relative(ROOT / "tools" / f"{name}.py")
+        fields = {"data.corpus": f"{out}/corpus"}
+        if start:
+            fields["init_from"] = f"{out}/{start}"
+        if args.vocab_size != phases[phase].model.vocab_size:
+            fields["model.vocab_size"] = fields["train.loss_chunk"] = str(args.vocab_size)
+        if args.scale != 1:
+            fields["train.tokens"] = str(round(args.scale * phases[phase].train.tokens))
+            fields["data.max_passes"] = str(max(1.0, args.scale) * phases[phase].data.max_passes)
+        steps[phase] = (
+            f"{python} -m mmbert_jax.train --config {config}:{phase},{args.languages} --workdir {out}/{phase} "
+            + " ".join(
+                [
+                    *(f"--config.{name}={value}" for name, value in fields.items()),
+                    *map(shlex.quote, overrides),
+                ]
+            )
+        )
+    steps["merge"] = (
+        f"{python} {tools}/merge.py --method ties --base {out}/phase2"
+        f" --models {' '.join(f'{out}/{decay}' for decay in DECAYS)}"
+        f" --density {DENSITY} --weights {' '.join(map(str, WEIGHTS))} --output {out}/merged"
+    )
+    steps["evaluation"] = (
+        f"{python} -m mmbert_jax.evaluate.heldout --checkpoint {out}/merged --output {out}/merged_held_out.json"
+    )
+    steps["export"] = f"{python} {tools}/export_hf.py --checkpoint {out}/merged --output {out}/hf"
+    return steps
 
 
 def relative(path: Path) -> str:
@@ -164,65 +151,67 @@ def relative(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
-def run(name: str, command: Sequence[str], number: str, out: Path) -> float:
+def run(name: str, command: str, number: str, out: Path) -> float:
     """Runs a step unless it was completed before; returns the seconds it took, then or now.
 
     Raises:
       UserError: the command failed, or the folder holds what another command line made.
     """
+    print(f"\n[{number}] {PHASE_TITLES.get(name, name)}", flush=True)
     marker = out / "done" / f"{name}.json"
-    print(f"\n[{number}] {PHASE_TITLES.get(name, name)}\n$ {shlex.join(command)}", flush=True)
     if marker.exists():
         done = json.loads(marker.read_text(encoding="utf-8"))
-        if done["command"] != list(command):
+        if done["command"] != command:
             raise UserError(
-                f"{out} was made with other options: there, this step was\n  {shlex.join(done['command'])}\n"
+                f"{out} was made with other options: this step was\n  {done['command']}\nand is now\n  {command}\n"
                 "Give the same options, or another --output"
             )
-        print(f"done already, in {duration(done['seconds'])}")
+        print(f"done already, in {duration(done['seconds'])}: {command}")
         return done["seconds"]
-    start = time.monotonic()
-    execute(name, command, out)
-    seconds = time.monotonic() - start
-    marker.parent.mkdir(exist_ok=True)
+    seconds = execute(command, out)
     partial = marker.with_suffix(".partial")
-    partial.write_text(json.dumps({"command": list(command), "seconds": seconds}), encoding="utf-8")
+    partial.write_text(json.dumps({"command": command, "seconds": seconds}), encoding="utf-8")
     partial.replace(marker)
     return seconds
 
 
-def execute(name: str, command: Sequence[str], out: Path) -> None:
-    """Runs a command line; `UserError` if it fails, after what it said itself."""
+def execute(command: str, out: Path) -> float:
+    """Shows and runs a command line; returns the seconds it took. Raises `UserError` if it fails."""
+    print(f"$ {command}", flush=True)
     # Programs that one step compiles serve the others.
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(out / "compilation_cache"))
-    status = subprocess.run(
-        command, env=os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}, check=False
-    ).returncode
-    if status:
+    start = time.monotonic()
+    done = subprocess.run(
+        shlex.split(command), env=os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}, check=False
+    )
+    if done.returncode:
         raise UserError(
-            f"step {name} ended with status {status}; mend what it says, then run this again to go on"
+            f"this command ended with status {done.returncode}; mend what it says, then run this again"
         )
+    return time.monotonic() - start
 
 
 def show_filled_masks(out: Path) -> None:
     """Has the merged model guess one token in held-out documents of several scripts."""
     groups = read_config(out / "phase1")["eval"]["groups"]
     examples = masked_examples(out / "corpus", [groups[group] for group in GROUP_TITLES])
-    texts = [example.text for example in examples]
-    command = [
-        "-m",
-        "mmbert_jax.inference.fill_mask",
-        "--checkpoint",
-        str(out / "merged"),
-        "--top_k",
-        "3",
-        "--text",
-        *texts,
-    ]
-    command = [relative(Path(sys.executable)), *command]
-    print(f"\n$ {shlex.join(command)}", flush=True)
-    execute("fill_mask", command, out)
-    print("what stood there: " + "  ".join(f"{e.language} {e.hidden!r}" for e in examples))
+    if examples:
+        python, merged = relative(Path(sys.executable)), str(out / "merged")
+        texts = [example.text for example in examples]
+        print("\nThe merged model on held-out texts")
+        command = [
+            python,
+            "-m",
+            "mmbert_jax.inference.fill_mask",
+            "--checkpoint",
+            merged,
+            "--top_k",
+            "3",
+            "--text",
+            *texts,
+        ]
+        execute(shlex.join(command), out)
+        print("What stood there: " + "  ".join(f"{e.language} {e.hidden!r}" for e in examples))
 
 
 def report(out: Path) -> None:
