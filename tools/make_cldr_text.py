@@ -1,0 +1,56 @@
+"""Writes the demo's text as JSONL (`language`, `text`): short documents in some 240 languages, from locale data."""
+
+import argparse
+import json
+from pathlib import Path
+
+from mmbert_jax.errors import UserError, run_main
+
+EXAMPLE = """example:
+  python tools/make_cldr_text.py --output cldr.jsonl --documents 160
+"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", required=True, type=Path, help="JSONL file to write")
+    parser.add_argument(
+        "--documents", type=int, default=160, metavar="N", help="for each language (default: 160)"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    try:
+        from mmbert_jax.data import cldr_text
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"package {error.name!r} is missing: pip install 'mmbert_jax[demo]'"
+        ) from None
+    if args.documents < 1:
+        raise UserError(f"--documents is {args.documents}; it has to be at least 1")
+    if args.output.exists():
+        raise UserError(f"{args.output}: exists already; remove it or name another file")
+    args.output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    partial = args.output.with_name(f".{args.output.name}.partial")
+    languages = cldr_text.languages()
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            for language in languages:
+                for text in cldr_text.documents(language, args.documents):
+                    line = json.dumps({"language": language, "text": text}, ensure_ascii=False)
+                    file.write(line + "\n")
+        partial.rename(args.output)
+    finally:
+        partial.unlink(missing_ok=True)
+    size = args.output.stat().st_size
+    print(
+        f"{args.output}: {len(languages)} languages, {args.documents} documents each, {size / 1e6:.1f} MB"
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)
