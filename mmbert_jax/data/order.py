@@ -1,19 +1,22 @@
 """Which row of which entry of the mixture is global row i: a pure function of (weights, rows, seed, i).
 
-Rows are packed beforehand, so shares of rows are shares of tokens. Time is cut into blocks of exactly `BLOCK` rows. At
-the end of block b every entry has given its share of (b + 1) * BLOCK rows, to within one row, computed from b alone:
-there is nothing to carry along, nothing to save, and any position is reached at the cost of one block. Inside a block
-the order is a seeded shuffle. An entry's k-th row is row `shuffle(pass, k mod rows)` of its pass k // rows.
+Rows are packed beforehand, so shares of rows are shares of tokens. Time is cut into blocks of N rows. At the end
+of block b every entry has given its share of (b + 1) * N rows, to within one row, computed from b alone: there is
+nothing to carry along, nothing to save, and any position is reached at the cost of one block. Inside a block the order
+is a seeded shuffle. An entry's k-th row is row `shuffle(pass, k mod rows)` of its pass k // rows.
 """
 
 import numpy as np
 
 # Rows in which every entry gets its share: about one published batch (4608 rows), so each step has nearly the same
-# mixture, and a phase of a few thousand rows keeps to it too. A block takes about 1 ms, at 1,900 languages too.
+# mixture, and a phase of a few thousand rows keeps to it too. With many entries blocks are longer, ENTRY_ROWS for each,
+# since what comes less than once a block only gets its share over several. A block of either length takes a few ms.
 BLOCK = 4096
+ENTRY_ROWS = 8
 
-# An entry that gains at least this many rows a block may be rounded freely, block by block, and still never goes back.
-FREELY_ROUNDED = 2
+# An entry that gains at least this many rows a block may be rounded either way in each, by up to two rows, and still
+# never takes one back.
+FREELY_ROUNDED = 4
 
 _GOLDEN = 0x9E3779B97F4A7C15  # SplitMix64's increment
 
@@ -27,16 +30,21 @@ class RowOrder:
       weights: [n] shares of the entries, of any scale.
       rows: [n] rows that each entry has.
       seed: whole number, 0 or more.
+      block: rows of a block, at least `ENTRY_ROWS` for each entry; None chooses.
     """
 
-    def __init__(self, weights: np.ndarray, rows: np.ndarray, seed: int, block: int = BLOCK):
+    def __init__(self, weights: np.ndarray, rows: np.ndarray, seed: int, block: int | None = None):
         self.weights = np.asarray(weights, np.float64) / np.sum(weights, dtype=np.float64)
         self.rows = np.asarray(rows, np.int64)
-        self.seed, self.block = seed, block
-        n = len(self.weights)
-        # Rare entries come once in several blocks: the first of them after a part of that time which is theirs alone.
-        self._phase = (np.random.default_rng([seed, 0]).permutation(n) + 0.5) / n
+        self.seed = seed
+        self.block = block = block or max(BLOCK, len(self.weights) * ENTRY_ROWS)
         self._rare = self.weights * block < FREELY_ROUNDED
+        if block < len(self.weights) * ENTRY_ROWS:
+            raise ValueError(f"{len(self.weights)} entries are too many for blocks of {block} rows")
+        # Rare entries come once in several blocks; their phases say when. Steps of the golden ratio spread the phases
+        # of entries with similar weights evenly, so that in each block about as many come as should.
+        rank = np.argsort(np.argsort(self.weights, kind="stable"))
+        self._phase = (rank * 0.6180339887498949 + np.random.default_rng([seed, 0]).random()) % 1.0
         self._cached = (-1, None)
 
     def given(self, blocks: int) -> np.ndarray:
@@ -52,13 +60,14 @@ class RowOrder:
             return np.zeros_like(given)
         missing = total - int(given.sum())
         frequent = np.flatnonzero(~self._rare)
-        if not len(frequent):
-            raise ValueError(f"{len(given)} entries are too many for blocks of {self.block} rows")
-        up = min(max(missing, 0), len(frequent))
+        # One row more for the largest remainders is enough, unless a handful of frequent entries stands beside a
+        # thousand rare ones: then some are a second row off, and the largest takes what would go beyond that.
+        spread = min(max(missing, -len(frequent)), 2 * len(frequent))
+        each, more = divmod(spread, len(frequent))
         by_remainder = frequent[np.argsort(given[frequent] - exact[frequent], kind="stable")]
-        given[by_remainder[:up]] += 1
-        # With a few frequent entries beside very many rare ones that may not do: the largest takes the last few rows.
-        given[np.argmax(self.weights)] += missing - up
+        given[frequent] += each
+        given[by_remainder[:more]] += 1
+        given[np.argmax(self.weights)] += missing - spread
         return given
 
     def slice(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

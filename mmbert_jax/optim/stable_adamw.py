@@ -76,6 +76,8 @@ def stable_adamw(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _share_of_gradient(beta: float, count: jax.Array) -> jax.Array:
+def _share_of_gradient(beta: float, count: jax.Array) -> jax.Array | float:
     """1 - beta^ = (1 - beta) / (1 - beta^t), written so that float32 loses no digits for beta near 1."""
+    if beta == 0:  # no memory; the logarithm below has none either
+        return 1.0
     return (1 - beta) / -jnp.expm1(count.astype(jnp.float32) * math.log(beta))

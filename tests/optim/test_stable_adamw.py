@@ -83,10 +83,11 @@ def run(params, gradients_of, rates, hyper):
     assert step._cache_size() == 1, "a new learning rate must not recompile"
 
 
-def test_equals_the_reference_step_by_step():
+@pytest.mark.parametrize("change", [{}, {"b1": 0.0}, {"b2": 0.999}, {"weight_decay": 0.0}])
+def test_equals_the_reference_step_by_step(change):
     start = initial_params()
-    expected = reference(start, gradients_of, rates(), **HYPER)
-    pairs = zip(run(start, gradients_of, rates(), HYPER), expected, strict=True)
+    expected = reference(start, gradients_of, rates(), **(HYPER | change))
+    pairs = zip(run(start, gradients_of, rates(), HYPER | change), expected, strict=True)
     for step, (got, want) in enumerate(pairs):
         for name in SHAPES:
             # Float32 rounding of parameters of size 0.05 adds up over the steps.
