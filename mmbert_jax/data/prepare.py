@@ -9,7 +9,9 @@ Memory: a chunk or two for each process in stage 1 and the spill's buffer; the t
 in stage 2. On disk the spill takes 4 bytes a token until the corpus is complete.
 """
 
+import array
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -308,30 +310,29 @@ def tokenize_chunk(chunk: Chunk) -> _Tokenized:
     empty: Counter[str] = Counter()
     found = []
     for document in parse_chunk(chunk, settings.fields):
-        if document.text.strip():
-            text = document.text.encode("utf-8")
-            digest = hashlib.blake2b(text, digest_size=8).digest()
-            value = int.from_bytes(digest, "little")
-            found.append((_split(value, settings.held_out), value, len(text), document))
+        if document.text and not document.text.isspace():
+            digest = hashlib.blake2b(document.utf8, digest_size=8).digest()
+            text_hash = int.from_bytes(digest, "little")
+            split = _split(text_hash, settings.held_out)
+            found.append((split, document.language, text_hash, document))
         else:
             empty[document.language] += 1
-    found.sort(key=lambda item: (item[0], item[3].language))
-    encoded = _worker.tokenizer.encode_batch([item[3].text for item in found])
-    lengths = np.array([len(ids) + 1 for ids in encoded], np.int64)
-    tokens = np.empty(lengths.sum(), np.uint32)
-    at = 0
+    found.sort(key=lambda item: item[:2])
+    kept = [document for *_, document in found]
+    encoded = _worker.tokenizer.encode_batch([document.text for document in kept])
     for ids in encoded:
-        tokens[at : at + len(ids)] = ids
-        tokens[at + len(ids)] = EOS
-        at += len(ids) + 1
+        ids.append(EOS)
+    lengths = np.array([len(ids) for ids in encoded], np.int64)
+    # array takes Python ints at 25 ns each, NumPy at 65: a tenth of the tokeniser's own time.
+    tokens = np.frombuffer(array.array("I", itertools.chain.from_iterable(encoded)), np.uint32)
     documents = Documents(
-        ids=np.array([document_id(d.input_index, d.number) for *_, d in found], np.uint64),
-        hashes=np.array([value for _, value, *_ in found], np.uint64),
-        text_bytes=np.array([size for _, _, size, _ in found], np.int64),
+        ids=np.array([document_id(d.input_index, d.number) for d in kept], np.uint64),
+        hashes=np.array([text_hash for _, _, text_hash, _ in found], np.uint64),
+        text_bytes=np.array([len(d.utf8) for d in kept], np.int64),
         lengths=lengths,
         tokens=tokens,
     )
-    keys = Counter((split, document.language) for split, _, _, document in found)
+    keys = Counter((split, language) for split, language, *_ in found)
     return _Tokenized(list(keys.items()), documents, empty, chunk.bytes_read)
 
 
