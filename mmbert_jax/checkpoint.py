@@ -71,14 +71,24 @@ def restore_latest(manager: ocp.CheckpointManager, abstract: Tree) -> tuple[Tree
     return None
 
 
-def restore_for_phase(path: str | Path, abstract: Tree) -> tuple[Tree, Meta]:
-    """What a new phase starts from: parameters, and the optimiser's state where the checkpoint has one.
+def check_fits(path: str | Path, params: Tree) -> Meta:
+    """Checks that a checkpoint holds parameters of these shapes; returns its meta.
 
     Raises:
       UserError: there is no checkpoint, or it holds a model of another shape.
     """
     folder = _locate(path)
-    _check_shapes(folder, abstract["params"])
+    _check_shapes(folder, params)
+    return _read_meta(folder)
+
+
+def restore_for_phase(path: str | Path, abstract: Tree) -> tuple[Tree, Meta]:
+    """What a new phase starts from: parameters, and the optimiser's state where the checkpoint has one.
+
+    Raises:
+      UserError: there is no checkpoint.
+    """
+    folder = _locate(path)
     return _restore(
         folder, {name: tree for name, tree in abstract.items() if (folder / name).is_dir()}
     ), _read_meta(folder)

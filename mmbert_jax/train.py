@@ -61,18 +61,20 @@ def train(config: ConfigDict, workdir: Path) -> None:
     check_tokenizer(config, data)
 
     # --- state: resumed, or started from another run's checkpoint, or from scratch ---
+    abstract = abstract_state(config, mesh)
+    if config.init_from and not (workdir / "checkpoints").is_dir():
+        check_start(config, data, abstract)
     claim_run(config, workdir)
     manager = checkpoint.open_manager(workdir, config.checkpoint.keep)
-    state, step, row, history = restore_or_start(config, mesh, manager, data)
+    state, step, row, history = restore_or_start(config, mesh, manager, abstract)
+    count = parameter_overview.count_parameters(state["params"])
     say(
-        parameter_overview.get_parameter_overview(
-            state["params"], include_stats=False, max_lines=12
-        )
+        f"phase {config.phase}: {count:,} parameters, {si(tokens)} tokens in {steps} steps of"
+        f" {train_config.batch_rows} x {row_length}, {config.mask.ratio:.0%} masked; from step {step}"
     )
-    say(
-        f"phase {config.phase}: {si(tokens)} tokens in {steps} steps of {train_config.batch_rows} x {row_length},"
-        f" {config.mask.ratio:.0%} masked, {len(data.mixture.entries)} languages; from step {step}"
-    )
+    if row >= rows:
+        say(f"phase {config.phase} is complete already: nothing to do")
+        return
 
     # --- loop ---
     start = time.perf_counter()
@@ -155,7 +157,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 
 def restore_or_start(
-    config: ConfigDict, mesh: Mesh, manager: Any, data: PhaseData
+    config: ConfigDict, mesh: Mesh, manager: Any, abstract: State
 ) -> tuple[State, int, int, list[dict[str, Any]]]:
     """The state to go on from, its step and row counter, and the phases that the model went through before this one.
 
@@ -163,7 +165,6 @@ def restore_or_start(
     2. `config.init_from` names a checkpoint: its parameters, and its moments where it has them, at row 0 of this phase.
     3. Neither: initialise from the seed.
     """
-    abstract = abstract_state(config, mesh)
     resumed = checkpoint.restore_latest(manager, abstract)
     if resumed:
         state, meta = resumed
@@ -172,18 +173,23 @@ def restore_or_start(
     if not config.init_from:
         return init_state(config, mesh), 0, 0, []
     state, meta = checkpoint.restore_for_phase(config.init_from, abstract)
-    theirs, ours = (meta.get("tokenizer") or {}).get("sha256"), data.tokenizer["sha256"]
-    if theirs not in (None, ours):
-        raise UserError(
-            f"config.init_from={config.init_from} was trained with another tokeniser ({theirs[:12]}) than the corpus"
-            f" {config.data.corpus} was prepared with ({ours[:12]}): prepare the corpus with the run's tokeniser"
-        )
     if "optimizer" not in state:
         say(f"{config.init_from} has no optimiser state: the moments start from zero")
         state = {"params": state["params"], "optimizer": init_state(config, mesh)["optimizer"]}
     say(f"starting from {config.init_from}, phase {meta['phase']}, step {meta['step']}")
     past = {name: meta[name] for name in ("phase", "step", "tokens")}
     return state, 0, 0, [*meta.get("history", []), past]
+
+
+def check_start(config: ConfigDict, data: PhaseData, abstract: State) -> None:
+    """The checkpoint of `config.init_from` must hold this model, trained with the corpus's tokeniser."""
+    meta = checkpoint.check_fits(config.init_from, abstract["params"])
+    theirs, ours = (meta.get("tokenizer") or {}).get("sha256"), data.tokenizer["sha256"]
+    if theirs not in (None, ours):
+        raise UserError(
+            f"config.init_from={config.init_from} was trained with another tokeniser ({theirs[:12]}) than the corpus"
+            f" {config.data.corpus} was prepared with ({ours[:12]}): prepare the corpus with the run's tokeniser"
+        )
 
 
 def check_tokenizer(config: ConfigDict, data: PhaseData) -> None:

@@ -12,7 +12,9 @@ from mmbert_jax.step import abstract_state, init_state
 
 
 def mesh_of(data, fsdp, tensor):
-    return make_mesh({"data": data, "fsdp": fsdp, "tensor": tensor}, jax.devices()[: data * fsdp * tensor])
+    return make_mesh(
+        {"data": data, "fsdp": fsdp, "tensor": tensor}, jax.devices()[: data * fsdp * tensor]
+    )
 
 
 def assert_equal(a, b):
@@ -85,5 +87,7 @@ def test_errors_name_the_place(run, tmp_path):
     with pytest.raises(UserError, match="no checkpoint at .*nowhere"):
         checkpoint.restore_params(tmp_path / "nowhere")
     other = tiny_config(model__intermediate_size=64)
-    with pytest.raises(UserError, match=r"\['mlp'\]\['wi'\] has shape \(32, 2, 48\) there and \(32, 2, 64\) here"):
-        checkpoint.restore_for_phase(folder, abstract_state(other, mesh_of(1, 1, 1)))
+    with pytest.raises(
+        UserError, match=r"\['mlp'\]\['wi'\] has shape \(32, 2, 48\) there and \(32, 2, 64\) here"
+    ):
+        checkpoint.check_fits(folder, abstract_state(other, mesh_of(1, 1, 1))["params"])

@@ -16,7 +16,10 @@ def test_a_good_config_passes():
     [
         ({"mask__ratio": 1.0}, "config.mask.ratio=1.0 .* between 0 and 1"),
         ({"data__temperature": -0.1}, "config.data.temperature"),
-        ({"optimizer__schedule": "cosine"}, "config.optimizer.schedule='cosine' .* 'one_minus_sqrt'"),
+        (
+            {"optimizer__schedule": "cosine"},
+            "config.optimizer.schedule='cosine' .* 'one_minus_sqrt'",
+        ),
         ({"train__tokens": 0}, "config.train.tokens=0 .* above 0"),
         ({"train__batch_rows": 12}, "config.train.batch_rows=12 must be a multiple of"),
         ({"train__batch_warmup_from_rows": 32}, "config.train.batch_warmup_from_rows=32 is above"),
@@ -25,9 +28,18 @@ def test_a_good_config_passes():
         ({"mask__mask_share": 0.95}, "add up to more than 1"),
         ({"model__attention_window": 15}, "config.model.attention_window=15 .* even"),
         ({"data__sources": {}}, "config.data.sources is empty"),
-        ({"data__sources": {"a": {"share": -1.0, "languages": ()}}}, "config.data.sources.a.share=-1.0"),
-        ({"data__sources": {"a": {"share": 1.0, "languages": "en"}}}, "config.data.sources.a.languages='en'"),
-        ({"data__sources": {"a": {"share": 1.0, "language": ()}}}, "config.data.sources.a.language is no field"),
+        (
+            {"data__sources": {"a": {"share": -1.0, "languages": ()}}},
+            "config.data.sources.a.share=-1.0",
+        ),
+        (
+            {"data__sources": {"a": {"share": 1.0, "languages": "en"}}},
+            "config.data.sources.a.languages='en'",
+        ),
+        (
+            {"data__sources": {"a": {"share": 1.0, "language": ()}}},
+            "config.data.sources.a.language is no field",
+        ),
         ({"eval__groups": {"late": "fo"}}, "config.eval.groups.late='fo'"),
     ],
 )
@@ -44,7 +56,9 @@ def test_unknown_and_missing_fields_are_named():
     config = tiny_config()
     with config.unlocked():
         config.optimizer.peek_lr = 1.0
-    with pytest.raises(UserError, match=r"config.optimizer.peek_lr is no field .* did you mean config.optimizer.peak_lr"):
+    with pytest.raises(
+        UserError, match=r"peek_lr is no field .* did you mean config.optimizer.peak_lr"
+    ):
         validate(config)
     config = tiny_config()
     del config.mesh.fsdp
@@ -55,7 +69,9 @@ def test_unknown_and_missing_fields_are_named():
 def test_a_run_folder_belongs_to_one_run(tmp_path):
     run = tmp_path / "run"
     claim_run(tiny_config(), run)
-    claim_run(tiny_config(mesh__data=8, eval__every_steps=5), run)  # how fast, what is reported: free to change
+    claim_run(
+        tiny_config(mesh__data=8, eval__every_steps=5), run
+    )  # how fast, what is reported: free to change
     with pytest.raises(UserError, match=r"config.mask.ratio=0.3, not 0.15"):
         claim_run(tiny_config(mask__ratio=0.15), run)
     other = tmp_path / "other"

@@ -27,7 +27,9 @@ def random_rows(microbatches, rows, length=64):
 
 def run(config, mesh_shape, batch, count, steps=6):
     names = ("data", "fsdp", "tensor")
-    mesh = make_mesh(dict(zip(names, mesh_shape, strict=True)), jax.devices()[: np.prod(mesh_shape)])
+    mesh = make_mesh(
+        dict(zip(names, mesh_shape, strict=True)), jax.devices()[: np.prod(mesh_shape)]
+    )
     state, step = init_state(config, mesh), make_train_step(config, mesh)
     losses = []
     for i in range(steps):
@@ -48,10 +50,11 @@ def test_every_mesh_gives_the_losses_of_one_device(one_device, mesh_shape):
 
 
 def test_microbatches_give_what_the_whole_batch_gives(one_device):
-    config = tiny_config(train__microbatch_rows=16, train__batch_warmup_from_rows=16, model__attention_output_dropout=0.0)
+    no_dropout = {"model__attention_output_dropout": 0.0}
+    config = tiny_config(train__microbatch_rows=16, train__batch_warmup_from_rows=16, **no_dropout)
     whole = {name: x.reshape(1, 16, 64) for name, x in random_rows(2, 8).items()}
     together, params, _ = run(config, (1, 1, 1), whole, 1, steps=3)
-    split = tiny_config(model__attention_output_dropout=0.0)
+    split = tiny_config(**no_dropout)
     apart, others, _ = run(split, (1, 1, 1), random_rows(2, 8), 2, steps=3)
     np.testing.assert_allclose(apart, together, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), params, others)
@@ -64,7 +67,9 @@ def test_empty_slots_do_not_count_and_do_not_recompile(one_device):
     noise = {name: np.concatenate([x[:1], x[1:] * 0 + 7]) for name, x in batch.items()}
     results = []
     for b in (batch, noise):
-        state, metrics = step(init_state(config, mesh), b, np.int32(1), np.uint32(0), np.float32(1e-3))
+        state, metrics = step(
+            init_state(config, mesh), b, np.int32(1), np.uint32(0), np.float32(1e-3)
+        )
         results.append((float(metrics["loss"]), jax.tree.map(np.asarray, state["params"])))
     assert results[0][0] == results[1][0]
     jax.tree.map(np.testing.assert_array_equal, results[0][1], results[1][1])
@@ -91,7 +96,10 @@ def test_loss_and_accuracy_are_those_of_plain_cross_entropy():
     hidden = encode(params, model_config, inputs, batch["segment_ids"], batch["positions"])
     logits = np.asarray(bind(model_config, params).logits(hidden), np.float64)
     logits = np.take_along_axis(logits, np.asarray(positions)[..., None], 1)
-    losses = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, np.asarray(labels)[..., None], -1)[..., 0]
+    losses = (
+        np.log(np.exp(logits).sum(-1))
+        - np.take_along_axis(logits, np.asarray(labels)[..., None], -1)[..., 0]
+    )
     np.testing.assert_allclose(sums["loss"], (losses * weights).sum(1), rtol=1e-5)
     np.testing.assert_array_equal(sums["targets"], weights.sum(1))
     np.testing.assert_array_equal(sums["correct"], ((logits.argmax(-1) == labels) * weights).sum(1))

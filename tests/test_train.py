@@ -1,0 +1,247 @@
+"""The program as a whole: it resumes bit for bit from being killed, and says what is wrong before it writes anything."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from data.tiny_corpus import write_corpus
+from tiny import tiny_config
+
+from mmbert_jax.checkpoint import restore_params
+from mmbert_jax.data.pipeline import microbatches, open_data
+from mmbert_jax.errors import UserError
+from mmbert_jax.metrics import read_metrics
+from mmbert_jax.optim.schedules import phase_rows, phase_steps
+from mmbert_jax.parallel.mesh import make_mesh
+from mmbert_jax.step import phase_seed
+from mmbert_jax.train import read_batches, train
+
+ROOT = Path(__file__).resolve().parent.parent
+OVERRIDES = {"model__vocab_size": 2048, "checkpoint__every_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    rows = {f"l{i}": 20 + 7 * i for i in range(40)}
+    held_out = dict.fromkeys(rows, 1)
+    return write_corpus(
+        tmp_path_factory.mktemp("corpus") / "text", rows, row_length=64, held_out=held_out
+    )
+
+
+@pytest.fixture(scope="module")
+def command(corpus, tmp_path_factory):
+    """The command line of a training run, without its --workdir; compiled programs are shared between runs."""
+    folder = tmp_path_factory.mktemp("config")
+    (folder / "tiny.py").write_text(
+        "from tests.tiny import tiny_config\n\n\ndef get_config():\n    return tiny_config()\n"
+    )
+    overrides = [f"--config.{name.replace('__', '.')}={value}" for name, value in OVERRIDES.items()]
+    data = f"--config.data.corpus={corpus}"
+    return [
+        sys.executable,
+        "-m",
+        "mmbert_jax.train",
+        "--config",
+        str(folder / "tiny.py"),
+        data,
+        *overrides,
+    ]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("compilation_cache")
+    return os.environ | {
+        "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def run(command, workdir, environment, *extra):
+    words = [*command, "--workdir", str(workdir), *extra]
+    return subprocess.run(
+        words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(command, environment, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    result = run(command, workdir, environment)
+    assert result.returncode == 0, result.stderr
+    return workdir
+
+
+def losses(workdir):
+    return {r["step"]: (r["loss"], r["grad_norm"]) for r in read_metrics(workdir) if "loss" in r}
+
+
+def kill_when(command, workdir, environment, condition):
+    """Starts a run and kills it the moment that `condition` holds; it must not end by itself before."""
+    process = subprocess.Popen(
+        [*command, "--workdir", str(workdir)], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not condition() and time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.0005)
+    assert time.monotonic() < deadline
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_killed_between_and_during_saves_it_resumes_bit_for_bit(
+    command, environment, uninterrupted, tmp_path
+):
+    workdir = tmp_path / "killed"
+    checkpoints = workdir / "checkpoints"
+
+    def lines():
+        path = workdir / "metrics.jsonl"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def saving():
+        return checkpoints.is_dir() and any("tmp" in path.name for path in checkpoints.iterdir())
+
+    kill_when(command, workdir, environment, saving)  # in its first save: nothing to resume from
+    kill_when(command, workdir, environment, lambda: lines() >= 5)  # between saves
+    kill_when(command, workdir, environment, lambda: lines() >= 7 and saving())  # in a later save
+    result = run(command, workdir, environment)
+    assert result.returncode == 0, result.stderr
+    assert "resuming at step" in result.stdout
+    assert losses(workdir) == losses(uninterrupted)
+    assert len(losses(workdir)) == phase_steps(tiny_config().train, 64)
+    ours, reference = (restore_params(folder)[0] for folder in (workdir, uninterrupted))
+    jax.tree.map(np.testing.assert_array_equal, ours, reference)
+
+
+def test_a_complete_run_is_left_alone(command, environment, uninterrupted):
+    before = (uninterrupted / "metrics.jsonl").read_bytes()
+    result = run(command, uninterrupted, environment)
+    assert result.returncode == 0
+    assert "complete already" in result.stdout
+    assert (uninterrupted / "metrics.jsonl").read_bytes() == before
+
+
+def test_run_folder_explains_itself(uninterrupted, corpus):
+    config = json.loads((uninterrupted / "config.json").read_text())
+    assert config["model"]["vocab_size"] == 2048
+    records = read_metrics(uninterrupted)
+    assert set(records[0]) == {
+        *(
+            "step",
+            "tokens",
+            "loss",
+            "masked_accuracy",
+            "tokens_per_second",
+            "data_wait",
+            "learning_rate",
+        ),
+        *("grad_norm", "targets"),
+    }
+    held_out = records[-1]["held_out"]
+    assert len(held_out) == 40
+    assert list(uninterrupted.glob("events.*"))
+    _, meta = restore_params(uninterrupted)
+    assert meta["tokens"] == records[-1]["tokens"] == phase_rows(tiny_config().train, 64) * 64
+    assert meta["tokenizer"]["vocab_size"] == 2048
+    # The batch grows during the warm-up, and the learning rate with the tokens.
+    tokens = [r["tokens"] for r in records if "loss" in r]
+    assert np.diff(tokens).tolist()[:6] == [8 * 64] * 3 + [16 * 64] * 3
+    assert records[1]["learning_rate"] == pytest.approx(1e-3)
+
+
+def test_a_phase_starts_from_another(command, environment, uninterrupted, tmp_path):
+    next_phase = [
+        "--config.phase=next",
+        f"--config.init_from={uninterrupted}",
+        "--config.train.tokens=4096",
+    ]
+    result = run(
+        command, tmp_path / "next", environment, *next_phase, "--config.model.global_rope_theta=1e6"
+    )
+    assert result.returncode == 0, result.stderr
+    _, meta = restore_params(tmp_path / "next")
+    assert [past["phase"] for past in meta["history"]] == ["tiny"]
+    assert read_metrics(tmp_path / "next")[0]["loss"] < read_metrics(uninterrupted)[2]["loss"]
+
+
+@pytest.mark.parametrize("mesh_shape", [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
+def test_every_mesh_reads_the_same_batches(corpus, mesh_shape):
+    """What lies on the devices of a mesh is what the order of the data says, row for row."""
+    config = tiny_config(data__corpus=str(corpus), **OVERRIDES)
+    rows = phase_rows(config.train, 64)
+    data = open_data(config.data, rows, phase_seed(config))
+    stream = microbatches(data, 8, 0)
+    mesh = make_mesh(dict(zip(("data", "fsdp", "tensor"), mesh_shape, strict=True)))
+    counts = []
+    for batch, count in read_batches(config, data, mesh, 0, rows):
+        for slot in range(count):
+            for name, expected in next(stream).items():
+                np.testing.assert_array_equal(np.asarray(batch[name])[slot], expected)
+        assert (np.asarray(batch["segment_ids"])[count:] == 0).all()
+        counts.append(count)
+    assert counts[:5] == [1, 1, 1, 1, 2]
+    assert sum(counts) * 8 == rows
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--config.optimizer.peek_lr=1"], "peak_lr"),
+        (["--config.train.tokens=many"], "many"),
+        (["--config.data.corpus=/nowhere"], "config.data.corpus=/nowhere: no such folder"),
+    ],
+)
+def test_command_line_names_bad_input(command, environment, tmp_path, extra, message):
+    result = run(command, tmp_path / "run", environment, *extra)
+    assert result.returncode == 2
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"mask__ratio": 1.5}, "config.mask.ratio=1.5 is not allowed"),
+        ({"model__vocab_size": 512}, "config.model.vocab_size=512 is too small"),
+        ({"mesh__data": 3}, "config.mesh: data=3, fsdp=1, tensor=1 does not make 8 devices"),
+        (
+            {"train__microbatch_rows": 4, "mesh__data": 8},
+            "config.train.microbatch_rows=4 must be a multiple of",
+        ),
+        (
+            {"mesh__data": 1, "mesh__tensor": 8},
+            "config.mesh.tensor=8 does not divide dimension 'heads'",
+        ),
+        ({"data__row_length": 128}, "prepare it with --row_length 128"),
+        ({"init_from": "/nowhere"}, "no checkpoint at /nowhere"),
+    ],
+)
+def test_bad_config_is_refused_before_anything_is_written(corpus, tmp_path, overrides, message):
+    config = tiny_config(data__corpus=str(corpus), **{"mesh__data": 8, **OVERRIDES, **overrides})
+    with pytest.raises(UserError, match=re.escape(message)):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_init_from_must_have_the_tokeniser_of_the_corpus(uninterrupted, tmp_path):
+    other = write_corpus(tmp_path / "other", {"l0": 200}, row_length=64, tokenizer="b")
+    config = tiny_config(
+        data__corpus=str(other), init_from=str(uninterrupted), **{"mesh__data": 8, **OVERRIDES}
+    )
+    with pytest.raises(UserError, match="trained with another tokeniser"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
