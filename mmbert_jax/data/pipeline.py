@@ -60,7 +60,7 @@ def open_data(data_config: Mapping, phase_rows: int, seed: int) -> PhaseData:
     Raises:
       UserError: a corpus is missing or damaged, corpora do not fit together, or the config cannot be met.
     """
-    folders, manifests = _corpora(data_config)
+    folders, manifests = find_corpora(data_config)
     mixture = build_mixture(data_config, phase_rows, manifests)
     row_length = data_config["row_length"]
     order = RowOrder([e.share for e in mixture.entries], [e.rows for e in mixture.entries], seed)
@@ -69,6 +69,30 @@ def open_data(data_config: Mapping, phase_rows: int, seed: int) -> PhaseData:
         for folder, manifest in zip(folders, manifests, strict=True)
     )
     return PhaseData(mixture, order, row_length, manifests, sources)
+
+
+def find_corpora(data_config: Mapping) -> tuple[tuple[Path, ...], tuple[corpus.Manifest, ...]]:
+    """(folders, manifests): one corpus for all sources, or one for each in the order of `source_names`.
+
+    Raises:
+      UserError: there is none, one is damaged, or they were prepared with different tokenisers.
+    """
+    folder = Path(data_config["corpus"])
+    if not data_config["corpus"] or not folder.is_dir():
+        raise UserError(
+            f"config.data.corpus={data_config['corpus']}: no such folder; make a corpus with tools/prepare_corpus.py"
+        )
+    if (folder / corpus.MANIFEST).exists():
+        folders = (folder,)
+    else:
+        folders = tuple(folder / name for name in source_names(data_config))
+    manifests = tuple(corpus.read_manifest(folder) for folder in folders)
+    for other, manifest in zip(folders, manifests, strict=True):
+        if manifest["tokenizer"]["sha256"] != manifests[0]["tokenizer"]["sha256"]:
+            raise UserError(
+                f"{other} was prepared with another tokeniser than {folders[0]}: prepare it again with that one"
+            )
+    return folders, manifests
 
 
 def microbatches(
@@ -126,7 +150,7 @@ def held_out_batches(
       languages. The last batch is filled up with empty rows, whose language is "".
     """
     row_length = data_config["row_length"]
-    folders, manifests = _corpora(data_config)
+    folders, manifests = find_corpora(data_config)
     rows_of: dict[str, list[tuple[int, int, int]]] = {}  # language -> (turn, corpus, row)
     sources = []
     for index, (folder, manifest) in enumerate(zip(folders, manifests, strict=True)):
@@ -216,23 +240,3 @@ def _fill(batch: Batch, slot: int, record: bytes) -> None:
     tokens, segment_ends, _ = corpus.decode_row(record)
     for name, row in corpus.row_to_arrays(tokens, segment_ends, batch["tokens"].shape[1]).items():
         batch[name][slot] = row
-
-
-def _corpora(data_config: Mapping) -> tuple[tuple[Path, ...], tuple[corpus.Manifest, ...]]:
-    """(folders, manifests): one corpus for all sources, or one for each in the order of `source_names`."""
-    folder = Path(data_config["corpus"])
-    if not data_config["corpus"] or not folder.is_dir():
-        raise UserError(
-            f"config.data.corpus={data_config['corpus']}: no such folder; make a corpus with tools/prepare_corpus.py"
-        )
-    if (folder / corpus.MANIFEST).exists():
-        folders = (folder,)
-    else:
-        folders = tuple(folder / name for name in source_names(data_config))
-    manifests = tuple(corpus.read_manifest(folder) for folder in folders)
-    for other, manifest in zip(folders, manifests, strict=True):
-        if manifest["tokenizer"]["sha256"] != manifests[0]["tokenizer"]["sha256"]:
-            raise UserError(
-                f"{other} was prepared with another tokeniser than {folders[0]}: prepare it again with that one"
-            )
-    return folders, manifests
