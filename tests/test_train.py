@@ -1,4 +1,4 @@
-"""The program as a whole: it resumes bit for bit from being killed, and says what is wrong before it writes anything."""
+"""The program as a whole: it resumes bit for bit after a kill, and says what is wrong before it writes anything."""
 
 import json
 import os

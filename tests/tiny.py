@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 
 def tiny_config(**overrides) -> ConfigDict:
-    """A global and a local layer of 2 x 16 over a vocabulary of 512, rows of 64; overrides are named `data__row_length=128`."""
+    """A global and a local layer of 2 x 16, vocabulary 512, rows of 64; overrides are named `data__row_length=128`."""
     config = ConfigDict(
         {
             "seed": 1,
@@ -64,5 +64,7 @@ def tiny_config(**overrides) -> ConfigDict:
             },
         }
     )
-    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in overrides.items()})
+    config.update_from_flattened_dict(
+        {name.replace("__", "."): value for name, value in overrides.items()}
+    )
     return config
