@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,15 +49,15 @@ def masked_examples(
                 continue
             tokens, ends, _ = decode_row(rows[split["languages"][language]["first_row"]])
             ids = [int(i) for i in tokens[: ends[0]] if i not in (BOS, EOS)][:SHOWN_TOKENS]
+            pieces = [tokenizer.decode([i]) for i in ids]
             script = _script(tokenizer.decode(ids))
             if script in scripts:
                 continue
-            for i in _from_the_middle(len(ids)):
-                hidden = tokenizer.decode([ids[i]])
+            for i in _candidates(pieces):
                 text = tokenizer.decode(ids[:i]) + PIECES[MASK] + tokenizer.decode(ids[i + 1 :])
-                # Letters are more telling than digits; and the text must be read as the tokens it was made from.
-                if _is_word(hidden) and tokenizer.encode(text) == [*ids[:i], MASK, *ids[i + 1 :]]:
-                    examples.append(MaskedExample(language, text, hidden))
+                # The text must be read as the tokens that it was made from.
+                if tokenizer.encode(text) == [*ids[:i], MASK, *ids[i + 1 :]]:
+                    examples.append(MaskedExample(language, text, pieces[i]))
                     scripts.add(script)
                     taken += 1
                     break
@@ -70,12 +70,20 @@ def _script(text: str) -> str:
     return names.most_common(1)[0][0] if names else ""
 
 
-def _is_word(text: str) -> bool:
+def _candidates(pieces: Sequence[str]) -> list[int]:
+    """Where to put the mask, best first: on letters, on a whole word where spaces show words, near the middle."""
+
+    def is_word(i: int) -> bool:
+        after = pieces[i + 1] if i + 1 < len(pieces) else ""
+        return pieces[i].startswith(" ") and not (
+            after and unicodedata.category(after[0])[0] in "LM"
+        )
+
+    letters = [i for i, piece in enumerate(pieces) if _is_letters(piece)]
+    return sorted(letters, key=lambda i: (not is_word(i), abs(i - len(pieces) // 2)))
+
+
+def _is_letters(text: str) -> bool:
     """Whether a text is of letters and the marks that belong to them, apart from spaces around it."""
     stripped = text.strip()
     return bool(stripped) and all(unicodedata.category(c)[0] in "LM" for c in stripped)
-
-
-def _from_the_middle(length: int) -> Iterator[int]:
-    """0 ... length - 1, those nearest to the middle first."""
-    return iter(sorted(range(length), key=lambda i: abs(i - length // 2)))

@@ -1,0 +1,224 @@
+"""The demo's program at the smallest size: the real commands, from text to a model that `transformers` loads."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from ml_collections import ConfigDict
+from shared_data import shared_file
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+from configs.data import languages
+from mmbert_jax.data.pipeline import held_out_batches
+from mmbert_jax.model.masking import mask_tokens, num_targets
+from mmbert_jax.report.runs import language_shares, steps_and_evaluations
+
+ROOT = Path(__file__).resolve().parents[1]
+PHASES = ("phase1", "phase2", "decay_english", "decay_110", "decay_all")
+GROUPS = ("english", "phase1", "phase2", "last")
+# A local and a global layer, in rows of the demo's lengths.
+TINY_MODEL = (
+    *("--config.model.num_layers=2", "--config.model.hidden_size=64", "--config.model.num_heads=2"),
+    *("--config.model.intermediate_size=64", "--config.eval.rows_per_language=2"),
+)
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def curriculum(output: Path, *options: str | Path) -> subprocess.CompletedProcess:
+    return run("tools/curriculum.py", "--output", output, *options, *TINY_MODEL)
+
+
+@pytest.fixture(scope="module")
+def cldr_options(tmp_path_factory) -> tuple[str | Path, ...]:
+    """Options for a curriculum on CLDR text of nine languages, two or three of each group."""
+    folder = tmp_path_factory.mktemp("cldr")
+    made = run("tools/make_cldr_text.py", "--documents", "60", "--output", folder / "all.jsonl")
+    assert made.returncode == 0, made.stderr
+    chosen = ("en", "de", "ru", "el", "sw", "ka", "fo", "ti", "yo")
+    with (folder / "all.jsonl").open() as lines, (folder / "some.jsonl").open("w") as some:
+        some.writelines(line for line in lines if json.loads(line)["language"] in chosen)
+    return ("--input", folder / "some.jsonl", "--scale", "0.06", "--vocab_size", "1024")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cldr_options) -> tuple[Path, str]:
+    """The folder of a finished curriculum, and what was printed."""
+    output = tmp_path_factory.mktemp("runs") / "demo"
+    done = curriculum(output, *cldr_options)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return output, done.stdout
+
+
+def test_every_phase_learns_from_the_one_before(finished):
+    output, _ = finished
+    losses = json.loads((output / "results.json").read_text())
+    assert list(losses) == [*PHASES, "merged"]
+    counts = {group: losses["merged"][group]["languages"] for group in GROUPS}
+    assert counts == {"english": 1, "phase1": 3, "phase2": 2, "last": 3}
+    uniform = math.log(1024)
+    for phase in losses:
+        for group in GROUPS:
+            assert 0 < losses[phase][group]["loss"] < uniform
+            assert 0 <= losses[phase][group]["accuracy"] <= 1
+    for decay in (*PHASES[2:], "merged"):
+        assert (
+            losses[decay]["all"]["loss"]
+            < losses["phase2"]["all"]["loss"]
+            < losses["phase1"]["all"]["loss"]
+        )
+
+
+def test_phases_sample_their_own_languages(finished):
+    output, _ = finished
+    in_phase1 = {"en", "de", "ru", "el"}
+    in_phase2 = in_phase1 | {"sw", "ka"}
+    for phase in PHASES:
+        expected = in_phase1 if phase == "phase1" else in_phase2
+        shares = language_shares(output / phase)
+        assert set(shares) == (expected | {"fo", "ti", "yo"} if phase == "decay_all" else expected)
+        assert sum(shares.values()) == pytest.approx(1)
+    assert (
+        language_shares(output / "decay_english")["en"]
+        > language_shares(output / "decay_110")["en"]
+    )
+
+
+def test_phases_have_the_configured_length(finished):
+    output, _ = finished
+    for phase, tokens in {"phase1": 72_000, "phase2": 36_000, "decay_all": 24_000}.items():
+        steps, _ = steps_and_evaluations(output / phase)
+        assert tokens <= steps[-1]["tokens"] < tokens + 8192
+
+
+def test_table_and_plots_are_written(finished):
+    output, printed = finished
+    table = (output / "results.txt").read_text()
+    assert table in printed
+    assert [line.split("  ")[0] for line in table.splitlines()[2:]] == [
+        *("phase 1", "phase 2", "decay, English", "decay, 110", "decay, all", "TIES merge")
+    ]
+    for name in ("shares.png", "losses.png"):
+        assert (output / name).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_masks_are_filled_in_several_scripts(finished):
+    _, printed = finished
+    filled = printed[printed.index("The merged model on held-out texts") :]
+    assert filled.count("mask 1:") >= 5
+    assert "What stood there: en " in filled
+
+
+def test_second_call_does_nothing_again(finished, cldr_options):
+    output, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("checkpoints/*")}
+    done = curriculum(output, *cldr_options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done already") == 10
+    assert {path: path.stat().st_mtime_ns for path in output.rglob("checkpoints/*")} == before
+
+
+def test_other_options_are_refused(finished, cldr_options):
+    output, _ = finished
+    done = curriculum(output, *cldr_options, "--text_field", "body")
+    assert done.returncode == 2
+    assert "was made with other options" in done.stderr
+
+
+def test_transformers_computes_the_same_held_out_loss(finished):
+    """Each held-out document alone through the exported model: packing and export leave the loss as it is."""
+    output, _ = finished
+    model = AutoModelForMaskedLM.from_pretrained(output / "hf").eval()
+    config = ConfigDict(json.loads((output / "decay_all" / "config.json").read_text()))
+    rows, length = 16, config.data.row_length
+    sums: dict[str, np.ndarray] = {}
+    for number, (batch, row_languages) in enumerate(
+        held_out_batches(config.data, rows, config.eval.rows_per_language)
+    ):
+        inputs, positions, labels, weights = mask_tokens(
+            jax.random.key(0),
+            np.arange(number * rows, (number + 1) * rows, dtype=np.uint32),
+            jax.numpy.asarray(batch["tokens"]),
+            num_targets=num_targets(config.eval.mask_ratio, length),
+            vocab_size=1024,
+        )
+        inputs, positions, labels, weights = map(np.array, (inputs, positions, labels, weights))
+        for row, language in enumerate(row_languages):
+            logits = np.zeros((length, 1024), np.float32)
+            for segment in range(1, batch["segment_ids"][row].max() + 1):
+                (where,) = np.nonzero(batch["segment_ids"][row] == segment)
+                with torch.no_grad():
+                    alone = torch.from_numpy(inputs[row, where]).long()
+                    logits[where] = model(input_ids=alone[None]).logits[0].numpy()
+            losses = torch.nn.functional.cross_entropy(
+                torch.from_numpy(logits[positions[row]]),
+                torch.from_numpy(labels[row]).long(),
+                reduction="none",
+            ).numpy()
+            of_row = np.array([losses @ weights[row], weights[row].sum()], np.float64)
+            sums[language] = sums.get(language, 0) + of_row
+    ours = json.loads((output / "merged_held_out.json").read_text())["held_out"]
+    assert set(ours) == sums.keys() - {""}
+    for language, result in ours.items():
+        loss, targets = sums[language]
+        assert result["targets"] == targets
+        assert result["loss"] == pytest.approx(loss / targets, rel=1e-5)
+
+
+def test_exported_tokenizer_is_the_corpus_one(finished):
+    """Held-out tokens of the corpus, decoded and encoded by `transformers`, are the same tokens between bos and eos."""
+    output, _ = finished
+    tokenizer = AutoTokenizer.from_pretrained(output / "hf")
+    assert tokenizer("A<mask>")["input_ids"][0] == 2
+    assert tokenizer("A<mask>")["input_ids"][-2:] == [4, 1]
+    config = ConfigDict(json.loads((output / "decay_all" / "config.json").read_text()))
+    batch, _ = next(held_out_batches(config.data, 8, 2))
+    for row in range(8):
+        document = batch["tokens"][row][batch["segment_ids"][row] == 1].tolist()
+        assert document[0] == 2
+        assert document[-1] == 1  # these documents are shorter than a row
+        assert tokenizer(tokenizer.decode(document[1:-1]))["input_ids"] == document
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    done = curriculum(tmp_path)
+    assert done.returncode == 2
+    assert "not made by this program" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_declaration_of_human_rights_by_the_published_lists(tmp_path):
+    """Real text in hundreds of languages: which phase sees which of them is the published assignment."""
+    text = shared_file("udhr.jsonl.gz")
+    done = curriculum(
+        tmp_path / "udhr", "--input", text, "--languages", "published", "--scale", "0.04"
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    results = json.loads((tmp_path / "udhr" / "results.json").read_text())
+    for phase, groups in results.items():
+        assert set(GROUPS) <= set(groups), phase
+        for group in groups.values():
+            assert math.isfinite(group["loss"])
+    for phase, listed in (
+        ("phase1", languages.PHASE1),
+        ("phase2", languages.PHASE2),
+        ("decay_110", languages.PHASE2),
+        ("decay_all", languages.ALL),
+    ):
+        sampled = set(language_shares(tmp_path / "udhr" / phase))
+        assert sampled <= set(listed)
+        assert (
+            len(sampled) == {"phase1": 56, "phase2": 92, "decay_110": 92, "decay_all": 383}[phase]
+        )
+    assert results["merged"]["all"]["loss"] < results["phase2"]["all"]["loss"]
