@@ -17,6 +17,10 @@ from mmbert_jax.data.special_ids import MASK, PIECES
 from mmbert_jax.errors import UserError
 
 TOKENIZER_JSON = "tokenizer.json"
+# Unicode's White_Space, which `tokenizers` strips; Python's own idea of it has four more (U+001C to U+001F).
+WHITE_SPACE = "".join(
+    c for c in map(chr, range(0x3001)) if c.isspace() and not "\x1c" <= c <= "\x1f"
+)
 TRAIN_FIRST = "make one with tools/train_tokenizer.py"
 
 
@@ -52,7 +56,9 @@ class SentencePieceTokenizer:
     def _encode_around_masks(self, text: str) -> list[int]:
         *before, last = text.split(PIECES[MASK])
         ids = []
-        for part in self._processor.encode([part.rstrip() for part in before], num_threads=1):
+        for part in self._processor.encode(
+            [part.rstrip(WHITE_SPACE) for part in before], num_threads=1
+        ):
             ids += [*part, MASK]
         return ids + self._processor.encode(last)
 
