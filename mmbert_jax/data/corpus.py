@@ -10,7 +10,9 @@ A record, little-endian:
   uint64 [s]         document ids: input file's index << 40 | line (or record) number from 1
 """
 
+import itertools
 import json
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,11 +109,35 @@ def read_manifest(corpus_dir: str | Path) -> Manifest:
         raise UserError(f"{path}: damaged ({error}); prepare the corpus again") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path}: not the manifest of a {FORMAT}")
-    if manifest["version"] != VERSION:
+    if manifest.get("version") != VERSION:
         raise UserError(
-            f"{path}: version {manifest['version']}, but this program reads version {VERSION}; prepare the corpus again"
+            f"{path}: version {manifest.get('version')}, but this program reads version {VERSION}; "
+            "prepare the corpus again"
         )
     return manifest
+
+
+class _Rows(Sequence[bytes]):
+    """The records of checked shards laid end to end."""
+
+    def __init__(self, shards: Sequence["_Shard"]):
+        self._shards = tuple(shards)
+        self._ends = list(itertools.accumulate(shard.take for shard in shards))
+        self._source = ArrayRecordDataSource(self._shards)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, row: int) -> bytes:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        try:
+            return self._source[row]
+        except RuntimeError as error:  # the C++ reader's checksums do not match; it names no file
+            file = self._shards[bisect_right(self._ends, row)].filename
+            raise UserError(
+                f"{file}: damaged ({error}); copy the shard again or prepare the corpus again"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -132,7 +158,8 @@ def rows_source(
     ArrayRecord opens a truncated file without complaint and finds no records in it, so every shard is checked first.
 
     Raises:
-      UserError: the corpus has no such row length, or a shard is missing, damaged, or has another number of rows.
+      UserError: the corpus has no such row length, or a shard is missing, damaged, or has another number of rows;
+        when a row is read, that its bytes do not match their checksum.
     """
     if str(row_length) not in manifest["row_lengths"]:
         raise UserError(
@@ -150,7 +177,7 @@ def rows_source(
                 "copy the shard again or prepare the corpus again"
             )
         found.append(_Shard(str(path), 0, rows, rows))
-    return ArrayRecordDataSource(found) if found else ()
+    return _Rows(found) if found else ()
 
 
 def count_rows(shard: Path) -> int:

@@ -1,0 +1,248 @@
+"""The record format read with struct, ArrayRecord's traps, and what damage to a corpus is called."""
+
+import json
+import pickle
+import struct
+
+import numpy as np
+import pytest
+from array_record.python.array_record_module import ArrayRecordReader
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from tiny_corpus import write_corpus
+
+from mmbert_jax.data import corpus
+from mmbert_jax.errors import UserError
+
+ROWS = {"deu": 30, "eng": 90}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """120 rows in three shards."""
+    return write_corpus(tmp_path / "corpus", ROWS, rows_per_shard=50, held_out={"eng": 2})
+
+
+def rows_of(folder, split="train"):
+    return corpus.rows_source(folder, corpus.read_manifest(folder), 16, split)
+
+
+# --- one row ---
+
+
+@st.composite
+def rows(draw):
+    lengths = draw(st.lists(st.integers(1, 9), min_size=1, max_size=8))
+    n, s = sum(lengths), len(lengths)
+    return (
+        draw(hnp.arrays(np.uint32, n)),
+        np.cumsum(lengths),
+        draw(hnp.arrays(np.uint64, s)),
+    )
+
+
+@given(rows())
+def test_a_record_is_as_the_module_says(row):
+    tokens, ends, ids = row
+    n, s = len(tokens), len(ends)
+    record = corpus.encode_row(tokens, ends, ids)
+    unpacked = struct.unpack(f"<II{n}I{s}I{s}Q", record)
+    assert unpacked == (n, s, *tokens.tolist(), *ends.tolist(), *ids.tolist())
+    decoded = corpus.decode_row(record)
+    for ours, expected, dtype in zip(decoded, row, (np.uint32, np.uint32, np.uint64), strict=True):
+        assert ours.dtype == dtype
+        np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda r: b"", lambda r: r[:5], lambda r: r[:-1], lambda r: r + b"0"]
+)
+def test_a_record_of_another_length_is_refused(change):
+    record = corpus.encode_row(np.arange(6), np.array([6]), np.array([1]))
+    with pytest.raises(UserError, match="bytes is not a packed row: prepare the corpus again"):
+        corpus.decode_row(change(record))
+
+
+@given(rows(), st.integers(0, 5))
+def test_arrays_of_a_row_are_what_the_model_is_told(row, padding):
+    tokens, ends, _ = row
+    arrays = corpus.row_to_arrays(tokens % 1000, ends, len(tokens) + padding)
+    segment, position, expected = 1, 0, []
+    for i, token in enumerate((tokens % 1000).tolist()):
+        expected.append((token, segment, position))
+        position += 1
+        if i + 1 == ends[segment - 1]:
+            segment, position = segment + 1, 0
+    expected += [(0, 0, 0)] * padding
+    for name, column in zip(
+        ("tokens", "segment_ids", "positions"), zip(*expected, strict=True), strict=True
+    ):
+        assert arrays[name].dtype == np.int32
+        assert arrays[name].tolist() == list(column)
+
+
+@given(st.integers(0, 2**24 - 1), st.integers(1, 2**40 - 1))
+def test_a_document_id_says_file_and_line(index, line):
+    class Inputs(dict):
+        """As long a list as there are ids for."""
+
+        def __missing__(self, key):
+            return f"file {key}"
+
+    identity = corpus.document_id(index, line)
+    assert np.uint64(identity) == identity
+    manifest = {"inputs": Inputs()}
+    assert corpus.locate_document(manifest, identity) == (f"file {index}", line)
+    assert corpus.locate_document(manifest, np.uint64(identity)) == (f"file {index}", line)
+
+
+# --- all rows ---
+
+
+def test_rows_are_the_records_of_the_shards_laid_end_to_end(folder):
+    raw = []
+    for shard in sorted(folder.glob("train_*")):
+        reader = ArrayRecordReader(str(shard))
+        raw += reader.read_all()
+        reader.close()
+    source = rows_of(folder)
+    assert len(source) == len(raw) == 120
+    assert list(source) == raw
+    with pytest.raises(IndexError):
+        source[120]
+    with pytest.raises(IndexError):
+        source[-1]
+
+
+def test_rows_can_be_sent_to_a_worker_process(folder):
+    source = rows_of(folder)
+    expected = source[77]
+    assert pickle.loads(pickle.dumps(source))[77] == expected
+
+
+def test_a_split_without_rows_is_empty(tmp_path):
+    assert len(rows_of(write_corpus(tmp_path / "c", {"eng": 3}), "held_out")) == 0
+
+
+# --- damage ---
+
+
+def test_array_record_opens_a_truncated_shard_without_complaint(folder):
+    """The reason for checking every shard: it is opened as one of no rows, and only closing it tells."""
+    shard = sorted(folder.glob("train_*"))[1]
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    reader = ArrayRecordReader(str(shard))
+    assert reader.num_records() == 0
+    with pytest.raises(RuntimeError):
+        reader.close()
+    with pytest.raises(UserError):
+        rows_of(folder)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[:-1],
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:100],
+        lambda data: b"not a shard at all" * 1000,
+        lambda data: bytes(len(data)),
+    ],
+    ids=["empty", "last byte", "half", "head", "text", "zeros"],
+)
+def test_a_damaged_shard_is_named_before_anything_is_read(folder, damage):
+    shard = sorted(folder.glob("train_*"))[1]
+    shard.write_bytes(damage(shard.read_bytes()))
+    with pytest.raises(UserError) as caught:
+        rows_of(folder)
+    assert str(caught.value) == (
+        f"{shard}: shard is truncated or damaged; copy it again or prepare the corpus again"
+    )
+
+
+def test_a_missing_shard_is_named(folder):
+    shard = sorted(folder.glob("train_*"))[2]
+    shard.unlink()
+    with pytest.raises(UserError, match=f"{shard}: shard is missing; copy it again or prepare"):
+        rows_of(folder)
+
+
+def test_a_shard_of_another_corpus_is_noticed(folder):
+    first, _, last = sorted(folder.glob("train_*"))
+    first.write_bytes(last.read_bytes())  # 20 rows instead of 50
+    with pytest.raises(UserError, match=f"{first}: 20 rows where manifest.json says 50"):
+        rows_of(folder)
+
+
+@pytest.mark.parametrize("shard_number", [0, 1, 2])
+def test_flipped_bytes_are_found_when_their_row_is_read(folder, shard_number):
+    """No row comes back other than it was written, and the shard of the one that cannot is named."""
+    expected = list(rows_of(folder))
+    shard = sorted(folder.glob("train_*"))[shard_number]
+    data = shard.read_bytes()
+    used = len(data.rstrip(b"\0"))
+    messages = []
+    for at in range(100, min(used, 10_000), 97):
+        shard.write_bytes(data[:at] + bytes([data[at] ^ 0x40]) + data[at + 1 :])
+        try:
+            source = rows_of(folder)
+        except UserError as error:  # the shard's index was hit
+            messages.append(f"{shard_number} {error}")
+            continue
+        for row, record in enumerate(expected):
+            try:
+                assert source[row] == record
+            except UserError as error:
+                messages.append(f"{row // 50} {error}")
+    assert len(messages) > 20
+    for message in messages:
+        assert message.startswith(f"{shard_number} {shard}: ")
+        assert "damaged" in message
+        assert message.endswith("again or prepare the corpus again")
+
+
+# --- the manifest ---
+
+
+def test_no_corpus_there(tmp_path):
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(UserError, match=f"{folder}: no corpus here .*tools/prepare_corpus.py"):
+            corpus.read_manifest(folder)
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(UserError, match="file: no corpus here"):
+        corpus.read_manifest(file)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"format": "mmbert_jax co', b"\xff\xfe{}"])
+def test_a_damaged_manifest(folder, content):
+    (folder / "manifest.json").write_bytes(content)
+    with pytest.raises(UserError, match="manifest.json: damaged .*; prepare the corpus again"):
+        corpus.read_manifest(folder)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"format": "another"}', "3"])
+def test_the_manifest_of_something_else(folder, content):
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(UserError, match="manifest.json: not the manifest of a mmbert_jax corpus"):
+        corpus.read_manifest(folder)
+
+
+@pytest.mark.parametrize("version", [0, 2, None])
+def test_another_version(folder, version):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["version"] = version
+    if version is None:
+        del manifest["version"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        UserError, match=f"version {version}, but this program reads version 1; prepare"
+    ):
+        corpus.read_manifest(folder)
+
+
+def test_another_row_length_says_how_to_get_it(folder):
+    with pytest.raises(UserError, match="no rows of 1024 tokens, only of 16; .* --row_length 1024"):
+        corpus.rows_source(folder, corpus.read_manifest(folder), 1024, "train")
