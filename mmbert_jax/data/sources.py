@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -153,6 +154,9 @@ def _read_jsonl(index: int, source: Input) -> Iterator[Chunk]:
 
 def open_decompressed(path: Path, raw: BinaryIO) -> BinaryIO:
     """The content of an open file, decompressed as its name says; `raw` keeps the position in the file on disk."""
+    # gzip takes it for a file of no text, but the shortest compressed file has a header.
+    if path.suffix in COMPRESSION_SUFFIXES[1:] and not os.fstat(raw.fileno()).st_size:
+        raise EOFError("the file is empty")
     if path.suffix == ".gz":
         return io.BufferedReader(gzip.GzipFile(fileobj=raw), 1 << 17)
     if path.suffix == ".zst":
@@ -200,7 +204,9 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-        raise UserError(f"{path}: damaged or not compressed as its name says ({error})") from None
+        raise UserError(
+            f"{path}: damaged or not compressed as its name says ({error}); copy or compress it again"
+        ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
 
@@ -245,7 +251,9 @@ def _parse_line(record: bytes, place: str, fields: Fields) -> tuple[str, str, by
             f"{place}: invalid JSON ({error}); every line has to be one JSON object"
         ) from None
     if not isinstance(value, dict):
-        raise UserError(f"{place}: a JSON {type(value).__name__} where an object is expected")
+        raise UserError(
+            f"{place}: a JSON {type(value).__name__} where one JSON object a line is expected"
+        )
     text, utf8 = _string(value, fields.text, "--text_field", place)
     if fields.language is not None:
         return fields.language, text, utf8
@@ -265,7 +273,8 @@ def _string(value: dict, field: str, option: str, place: str) -> tuple[str, byte
     text = value[field]
     if not isinstance(text, str):
         raise UserError(
-            f"{place}: field {field!r} is a {type(text).__name__} where a string is expected"
+            f"{place}: field {field!r} is a {type(text).__name__} where a string is expected; "
+            f"name another one with {option} or remove the record"
         )
     try:
         return text, text.encode("utf-8")

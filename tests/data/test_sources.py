@@ -1,0 +1,267 @@
+"""Reading text: the same documents however they are stored, in chunks of bounded size; every fault with its place."""
+
+import gzip
+import json
+import struct
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmbert_jax.data import sources
+from mmbert_jax.data.sources import Fields, find_inputs, parse_chunk, read_chunks
+from mmbert_jax.errors import UserError
+
+RECORDS = [
+    ("eng", "a text"),
+    ("deu", "zwei\nZeilen"),
+    ("ell", "ένα"),
+    ("eng", ""),
+    ("jpn", "𠮷野家"),
+]
+
+
+def jsonl(records=RECORDS, **dumps) -> bytes:
+    lines = [json.dumps({"language": a, "text": b}, **dumps) for a, b in records]
+    return "".join(line + "\n" for line in lines).encode()
+
+
+def zstd(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor().compress(data)
+
+
+def read(*paths, fields: Fields | None = None, language=None, default_language=None):
+    """(input index, line, language, text) of every document."""
+    inputs, _ = find_inputs(paths, language, default_language)
+    fields = fields or Fields(language=language, default_language=default_language)
+    documents = [d for chunk in read_chunks(inputs) for d in parse_chunk(chunk, fields)]
+    assert all(d.utf8 == d.text.encode() for d in documents)
+    return [tuple(d[:4]) for d in documents]
+
+
+def write(path, content: bytes):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+EXPECTED = [(0, i, *record) for i, record in enumerate(RECORDS, 1)]
+
+# --- what is read ---
+
+
+@pytest.mark.parametrize(
+    ("name", "store"),
+    [
+        ("a.jsonl", lambda data: data),
+        ("a.ndjson", lambda data: data),
+        ("a.json", lambda data: data[:-1]),  # no line end behind the last line
+        ("a.jsonl", lambda data: data.replace(b"\n", b"\r\n")),
+        ("a.jsonl.gz", gzip.compress),
+        ("a.jsonl.zst", zstd),
+        # As parallel compressors and `cat` leave them; pzstd puts a skippable frame before each.
+        ("a.jsonl.gz", lambda data: gzip.compress(data[:31]) + gzip.compress(data[31:])),
+        ("a.jsonl.zst", lambda data: zstd(data[:31]) + zstd(b"") + zstd(data[31:])),
+        (
+            "a.jsonl.zst",
+            lambda data: struct.pack("<III", 0x184D2A50, 4, 99) + zstd(data),
+        ),
+    ],
+)
+def test_every_way_to_store_jsonl(tmp_path, name, store):
+    assert read(write(tmp_path / name, store(jsonl()))) == EXPECTED
+    assert read(write(tmp_path / name, store(jsonl(ensure_ascii=False)))) == EXPECTED
+
+
+def test_folders_of_plain_text(tmp_path):
+    for i, (language, text) in enumerate(RECORDS):
+        write(tmp_path / "text" / language / f"part{i}" / "a.txt", text.encode())
+    documents = read(tmp_path / "text")
+    assert sorted(d[2:] for d in documents) == sorted(RECORDS)
+    assert [d[:2] for d in documents] == [(i, 1) for i in range(5)]
+    assert [d[2] for d in documents] == sorted(d[2] for d in documents)
+
+
+def test_blank_lines_are_no_documents_but_count_as_lines(tmp_path):
+    file = write(tmp_path / "a.jsonl", b"\n \t\n" + jsonl().replace(b"\n", b"\n\n"))
+    assert [d[1] for d in read(file)] == [3, 5, 7, 9, 11]
+
+
+def test_fields_can_be_named(tmp_path):
+    line = json.dumps({"text": 1, "language": None, "content": "x", "lang": "fra"})
+    file = write(tmp_path / "a.jsonl", line.encode())
+    assert read(file, fields=Fields("content", "lang")) == [(0, 1, "fra", "x")]
+    assert read(file, fields=Fields("content", language="deu")) == [(0, 1, "deu", "x")]
+    named = Fields("content", "absent", default_language="und")
+    assert read(file, fields=named) == [(0, 1, "und", "x")]
+
+
+def test_mixed_inputs_are_numbered_in_order(tmp_path):
+    a = write(tmp_path / "z.jsonl", jsonl(RECORDS[:1]))
+    b = write(tmp_path / "folder" / "deu" / "b.txt", b"text")
+    c = write(tmp_path / "folder" / "c.jsonl.gz", gzip.compress(jsonl(RECORDS[1:2])))
+    d = write(tmp_path / "d.txt", b"alone")
+    write(tmp_path / "folder" / "README.md", b"passed over")
+    inputs, passed_over = find_inputs([a, tmp_path / "folder", d], None, "und")
+    assert [item.path for item in inputs] == [a, c, b, d]
+    assert passed_over == 1
+    assert [x[2] for x in read(a, tmp_path / "folder", d, default_language="und")] == [
+        *("eng", "deu", "deu", "und")
+    ]
+
+
+# --- chunks ---
+
+
+@given(
+    sizes=st.lists(st.integers(0, 300), min_size=1, max_size=60),
+    chunk_bytes=st.integers(1, 3000),
+    compressed=st.booleans(),
+)
+def test_chunks_are_bounded_and_lose_nothing(tmp_path_factory, sizes, chunk_bytes, compressed):
+    records = [("eng", f"{i}" + "x" * size) for i, size in enumerate(sizes)]
+    data = jsonl(records)
+    folder = tmp_path_factory.mktemp("chunks")
+    path = folder / ("a.jsonl.gz" if compressed else "a.jsonl")
+    path.write_bytes(gzip.compress(data) if compressed else data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "CHUNK_BYTES", chunk_bytes)
+        chunks = list(read_chunks(find_inputs([path], None)[0]))
+    assert b"".join(line for chunk in chunks for line in chunk.records) == data
+    line = 1
+    for chunk in chunks:
+        assert chunk.first_line == line
+        line += len(chunk.records)
+        assert sum(map(len, chunk.records[:-1])) < chunk_bytes
+    assert sum(chunk.bytes_read for chunk in chunks) == path.stat().st_size
+
+
+def test_many_small_text_files_share_chunks_and_large_ones_do_not(tmp_path):
+    for i in range(50):
+        write(tmp_path / "eng" / f"{i:02}.txt", b"x" * 20_000)
+    write(tmp_path / "eng" / "99.txt", b"y" * 3_000_000)
+    chunks = list(read_chunks(find_inputs([tmp_path], None)[0]))
+    assert [record for chunk in chunks for record in chunk.records] == [
+        *[b"x" * 20_000] * 50,
+        b"y" * 3_000_000,
+    ]
+    assert all(sum(map(len, chunk.records[:-1])) < sources.CHUNK_BYTES for chunk in chunks)
+    assert len(chunks) <= 2
+    assert [chunk.first_input for chunk in chunks] == [
+        0,
+        *[len(chunks[0].records)][: len(chunks) - 1],
+    ]
+
+
+# --- faults ---
+
+GOOD = jsonl(RECORDS[:1])
+BAD_LINES = [
+    (b'{"language": "eng", "text": "\xff"}', "invalid UTF-8 at byte 29; convert the file to UTF-8"),
+    (b'{"language": "eng", "text": "a"', "invalid JSON (Expecting ',' delimiter"),
+    (b"words", "every line has to be one JSON object"),
+    (b'["a", "b"]', "a JSON list where one JSON object a line is expected"),
+    (b'"eng"', "a JSON str where one JSON object a line is expected"),
+    (b"[" * 100_000, "invalid JSON ("),
+    (b'{"text": ' + b"9" * 5000 + b"}", "invalid JSON ("),
+    (
+        b'{"language": "eng", "body": "a"}',
+        "no field 'text', only 'language', 'body'; name the right one with --text_field",
+    ),
+    (
+        b'{"text": "a"}',
+        "no field 'language', only 'text'; name the right one with --language_field",
+    ),
+    (
+        b'{"language": "eng", "text": 3}',
+        "field 'text' is a int where a string is expected; name another one with --text_field",
+    ),
+    (b'{"language": "eng", "text": null}', "field 'text' is a NoneType where a string is expected"),
+    (
+        b'{"language": ["eng"], "text": "a"}',
+        "field 'language' is a list where a string is expected",
+    ),
+    (b'{"language": "", "text": "a"}', "field 'language' is empty; name the language"),
+    (
+        b'{"language": "eng", "text": "a\\ud83d"}',
+        "field 'text' holds half a surrogate pair, which is not valid Unicode; remove it",
+    ),
+    (b'{"language": "\\udc00", "text": "a"}', "field 'language' holds half a surrogate pair"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_LINES, ids=[m[:30] for _, m in BAD_LINES])
+def test_a_bad_line_is_named(tmp_path, line, message):
+    file = write(tmp_path / "a.jsonl.zst", zstd(GOOD + b"\n" + line + b"\n" + GOOD))
+    with pytest.raises(UserError) as caught:
+        read(file)
+    assert str(caught.value).startswith(f"{file}, line 3: ")
+    assert message in str(caught.value)
+
+
+def test_a_bad_line_far_into_a_large_file_is_named(tmp_path):
+    file = write(tmp_path / "a.jsonl", GOOD * 60_000 + b"{\n" + GOOD)
+    with pytest.raises(UserError, match="a.jsonl, line 60001: invalid JSON"):
+        read(file)
+
+
+def test_whole_surrogate_pairs_are_text(tmp_path):
+    file = write(tmp_path / "a.jsonl", b'{"language": "eng", "text": "\\ud83d\\ude00"}')
+    assert read(file) == [(0, 1, "eng", "😀")]
+
+
+def test_text_files_with_invalid_utf8_are_named(tmp_path):
+    write(tmp_path / "eng" / "a.txt", b"good")
+    bad = write(tmp_path / "eng" / "b.txt", "é".encode("latin-1"))
+    with pytest.raises(UserError, match=f"{bad}: invalid UTF-8 at byte 0; convert the file to"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl.gz", gzip.compress(jsonl(RECORDS * 50))[:-20]),
+        ("a.jsonl.gz", gzip.compress(jsonl())[:-1]),
+        ("a.jsonl.gz", gzip.compress(jsonl())[:5]),
+        ("a.jsonl.gz", jsonl()),
+        ("a.jsonl.gz", gzip.compress(jsonl()) + b"more"),
+        ("a.jsonl.gz", gzip.compress(jsonl())[:-8] + bytes(8)),  # its checksum
+        ("a.jsonl.gz", b""),
+        ("a.jsonl.zst", zstd(jsonl(RECORDS * 50))[:-20]),
+        ("a.jsonl.zst", zstd(jsonl())[:-1]),
+        ("a.jsonl.zst", zstd(jsonl())[:3]),
+        ("a.jsonl.zst", zstd(jsonl()) + zstd(jsonl())[:-1]),
+        ("a.jsonl.zst", jsonl()),
+        ("a.jsonl.zst", zstd(jsonl()) + b"more"),
+        ("a.jsonl.zst", b""),
+    ],
+)
+def test_damaged_compressed_files_are_named(tmp_path, name, content):
+    file = write(tmp_path / name, content)
+    with pytest.raises(UserError) as caught:
+        read(file)
+    assert str(caught.value).startswith(f"{file}: damaged or not compressed as its name says (")
+    assert str(caught.value).endswith("; copy or compress it again")
+
+
+def test_paths_that_cannot_be_read(tmp_path):
+    table = write(tmp_path / "table.csv", b"a,b")
+    with pytest.raises(UserError, match="absent: no such file or folder"):
+        find_inputs([tmp_path / "absent"], None)
+    with pytest.raises(
+        UserError, match=r"table.csv: cannot be read; expected \*.jsonl, \*.jsonl.gz"
+    ):
+        find_inputs([table], None)
+    with pytest.raises(UserError, match="nothing to read in this folder; expected"):
+        find_inputs([tmp_path], None)
+
+
+def test_a_text_file_of_no_language(tmp_path):
+    file = write(tmp_path / "a.txt", b"text")
+    for path in (file, tmp_path):
+        with pytest.raises(
+            UserError, match=f"{file}: language not known; put it in a folder .*--language"
+        ):
+            find_inputs([path], None)
+    assert read(tmp_path, language="eng") == [(0, 1, "eng", "text")]
