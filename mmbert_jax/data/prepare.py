@@ -10,14 +10,17 @@ in stage 2. On disk the spill takes 4 bytes a token until the corpus is complete
 """
 
 import array
+import fcntl
 import hashlib
 import itertools
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import tempfile
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -155,11 +158,13 @@ def _files_of_corpus(folder: Path) -> set[str]:
 @contextmanager
 def _partial_folder(output: Path) -> Iterator[Path]:
     """A hidden folder beside `output`, gone when the work has failed or was interrupted."""
-    partial = None
+    partial = lock = None
+    parent, prefix = output.absolute().parent, f".{output.absolute().name}.partial-"
     try:
-        output.absolute().parent.mkdir(parents=True, exist_ok=True)
-        prefix = f".{output.absolute().name}.partial-"
-        partial = Path(tempfile.mkdtemp(prefix=prefix, dir=output.absolute().parent))
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(parent, prefix)
+        partial = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        lock = _lock(partial)
         partial.chmod(0o777 & ~_umask())  # mkdtemp's folders are for their owner alone
         yield partial
     except OSError as error:
@@ -170,6 +175,29 @@ def _partial_folder(output: Path) -> Iterator[Path]:
     finally:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove_abandoned(parent: Path, prefix: str) -> None:
+    """Removes what a killed preparation of the same corpus has left; one that is still at work holds a lock."""
+    for folder in parent.iterdir():
+        if re.fullmatch(re.escape(prefix) + "[a-z0-9_]{8}", folder.name):  # as mkdtemp names them
+            lock = _lock(folder)
+            if lock is not None:
+                shutil.rmtree(folder)
+                os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """An open folder that no other process holds locked, until it is closed; None where that cannot be had."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held by another process, or a file system without locks
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def _umask() -> int:
@@ -215,7 +243,14 @@ def _start_worker(settings: Settings) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # One process per core: threads inside of them would only get in each other's way.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker.settings = settings
+
+
+def _end_with_parent() -> None:
+    # A pool's processes would wait for ever for jobs from a parent that was killed.
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 @contextmanager
