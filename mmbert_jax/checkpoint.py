@@ -1,9 +1,11 @@
 """Checkpoints in orbax: written in the background, complete or absent, and explained by what they hold.
 
 A run folder has `checkpoints/STEP/` with three items: `params`, `optimizer` (absent in merged or imported models) and
-`meta`, a JSON object with the step, the row counter, the tokens seen and the whole config.
+`meta`, a JSON object with the step, the row counter, the tokens seen and the whole config; and with SHA256SUMS, against
+which every file is checked before anything is read.
 """
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
+from mmbert_jax.checksums import damage, write_sums
 from mmbert_jax.errors import UserError
 
 Meta = dict[str, Any]
@@ -22,12 +26,32 @@ Tree = dict[str, Any]
 def open_manager(run: Path, keep: int) -> ocp.CheckpointManager:
     """Opens a run's checkpoints, first clearing what a killed save left behind."""
     folder = run.absolute() / "checkpoints"
-    if folder.is_dir():
-        for leftover in folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+    if jax.process_index() == 0:
+        for leftover in _partial_saves(folder):
             print(f"removing {leftover}: a save that was killed before it was complete", flush=True)
             shutil.rmtree(leftover)
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        enable_async_checkpointing=True,
+        temporary_path_class=_SummedCheckpoint,
+    )
     return ocp.CheckpointManager(folder, options=options)
+
+
+def _partial_saves(folder: Path) -> list[Path]:
+    return list(folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"))
+
+
+class _SummedCheckpoint(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """A folder that takes its final name when its save is complete, and then gets its sums.
+
+    Orbax removes older checkpoints only afterwards. One that was killed between the two has no sums, so is not used.
+    """
+
+    async def finalize(self) -> None:
+        await super().finalize()
+        if self.get_final().name.isdigit():  # a checkpoint, not one of its items
+            await asyncio.to_thread(write_sums, Path(self.get_final()))
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Tree, meta: Meta) -> None:
@@ -44,40 +68,55 @@ def save(manager: ocp.CheckpointManager, step: int, state: Tree, meta: Meta) -> 
 
 
 def restore_latest(manager: ocp.CheckpointManager, abstract: Tree) -> tuple[Tree, Meta] | None:
-    """The newest checkpoint of a run that can be read, laid out as `abstract` says; None where there is none.
+    """The newest undamaged checkpoint of a run, laid out as `abstract` says; None where there is none.
 
     A damaged one is named and set aside, and the one before it is used.
 
     Raises:
-      UserError: there are checkpoints, and none of them can be read.
+      UserError: there are checkpoints, and all of them are damaged.
     """
-    steps = sorted(manager.all_steps(), reverse=True)
-    for step in steps:
-        folder = Path(manager.directory) / str(step)
-        try:
-            return _restore(folder, abstract), _read_meta(folder)
-        except (ValueError, OSError, KeyError) as error:
-            aside = folder.with_name(f"damaged-{step}")
-            print(
-                f"warning: checkpoint {folder} cannot be read; it is now {aside.name}, trying the one before: {error}"
-            )
-            folder.rename(aside)
-            manager.reload()
+    steps = _steps(Path(manager.directory))
+    newest = -1
+    if jax.process_index() == 0:
+        newest = next((step for step in steps if _intact(manager, step)), -1)
+    if jax.process_count() > 1:
+        newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
+    manager.reload()  # those set aside are no longer there
+    if newest >= 0:
+        folder = Path(manager.directory) / str(newest)
+        return _restore(folder, abstract), _read_meta(folder)
     if steps:
         raise UserError(
-            f"{manager.directory}: none of the checkpoints {steps} can be read; they are kept there as damaged-STEP."
+            f"{manager.directory}: all checkpoints, {steps}, are damaged; they are kept there as damaged-STEP."
             " Start in another folder, or put a copy of one of them in its place"
         )
     return None
+
+
+def _intact(manager: ocp.CheckpointManager, step: int) -> bool:
+    """Checks a checkpoint's sums; names one that is damaged and sets it aside."""
+    folder = Path(manager.directory) / str(step)
+    found = damage(folder)
+    if found:
+        aside = folder.with_name(f"damaged-{step}")
+        if aside.exists():
+            shutil.rmtree(aside)
+        folder.rename(aside)
+        print(
+            f"warning: checkpoint {folder} is damaged: {found}. It is now {aside.name}; trying the one before",
+            flush=True,
+        )
+    return not found
 
 
 def check_fits(path: str | Path, params: Tree) -> Meta:
     """Checks that a checkpoint holds parameters of these shapes; returns its meta.
 
     Raises:
-      UserError: there is no checkpoint, or it holds a model of another shape.
+      UserError: there is no checkpoint, it is damaged, or it holds a model of another shape.
     """
     folder = _locate(path)
+    _check_sums(folder)
     _check_shapes(folder, params)
     return _read_meta(folder)
 
@@ -86,9 +125,10 @@ def restore_for_phase(path: str | Path, abstract: Tree) -> tuple[Tree, Meta]:
     """What a new phase starts from: parameters, and the optimiser's state where the checkpoint has one.
 
     Raises:
-      UserError: there is no checkpoint.
+      UserError: there is no checkpoint, or it is damaged.
     """
     folder = _locate(path)
+    _check_sums(folder)
     return _restore(
         folder, {name: tree for name, tree in abstract.items() if (folder / name).is_dir()}
     ), _read_meta(folder)
@@ -101,9 +141,10 @@ def restore_params(path: str | Path) -> tuple[Tree, Meta]:
       path: a run folder (its newest checkpoint) or one checkpoint in it.
 
     Raises:
-      UserError: there is no checkpoint there.
+      UserError: there is no checkpoint there, or it is damaged.
     """
     folder = _locate(path)
+    _check_sums(folder)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), _stored(folder)
@@ -141,16 +182,23 @@ def _locate(path: str | Path) -> Path:
     """The folder of the checkpoint that a checkpoint argument names."""
     path = Path(path).absolute()
     folder = run_folder(path) / "checkpoints"
-    steps = ocp.utils.checkpoint_steps(folder) if folder.is_dir() else []
+    steps = _steps(folder)
     if not steps:
         raise UserError(
             f"no checkpoint at {path}: name a run folder (with checkpoints/) or one checkpoint in it"
         )
     if path.parent != folder:
-        return folder / str(max(steps))
+        return folder / str(steps[0])
     if path.name not in map(str, steps):
-        raise UserError(f"no complete checkpoint at {path}; there are {sorted(steps)}")
+        raise UserError(f"no complete checkpoint at {path}; there are {steps[::-1]}")
     return path
+
+
+def _steps(folder: Path) -> list[int]:
+    """Steps that have a folder, newest first; orbax's own list leaves out some that are damaged, without a word."""
+    return sorted(
+        (int(path.name) for path in folder.glob("*") if path.name.isdigit()), reverse=True
+    )
 
 
 def _stored(folder: Path) -> Tree:
@@ -161,6 +209,13 @@ def _stored(folder: Path) -> Tree:
 def _restore(folder: Path, abstract: Tree) -> Tree:
     with ocp.StandardCheckpointer() as checkpointer:
         return {name: checkpointer.restore(folder / name, tree) for name, tree in abstract.items()}
+
+
+def _check_sums(folder: Path) -> None:
+    if jax.process_index() == 0 and (found := damage(folder)):
+        raise UserError(
+            f"checkpoint {folder} is damaged: {found}. Copy it again, or name another one"
+        )
 
 
 def _read_meta(folder: Path) -> Meta:

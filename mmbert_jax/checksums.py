@@ -1,0 +1,72 @@
+"""SHA-256 sums of a checkpoint's files: the last thing that a save writes, checked before anything is read.
+
+Orbax loads flipped bits in array data without a word (docs/log.md). The file has the format of the program `sha256sum`,
+so `sha256sum --check SHA256SUMS` inside a checkpoint does the same check.
+"""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+SUMS = "SHA256SUMS"
+
+
+def write_sums(folder: Path) -> None:
+    """Writes the sums of a checkpoint of which all else is on the disk."""
+    sums = _sums(folder)
+    partial = folder / f".{SUMS}"
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(folder / SUMS)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, naming the file; None where every file is as it was written.
+
+    Hidden files, which file managers and copying programs leave behind, do not count.
+    """
+    path = folder / SUMS
+    if not path.is_file():
+        return (
+            f"{path} is missing: the checkpoint is not complete, or no checkpoint of this program"
+        )
+    wanted = {}
+    for number, line in enumerate(path.read_bytes().decode("utf-8", "replace").splitlines(), 1):
+        digest, separator, name = line.partition("  ")
+        if not separator or len(digest) != 64:
+            return f"{path}, line {number} is not a sum and a name"
+        wanted[name] = digest
+    found = _sums(folder)
+    for name in sorted(wanted.keys() | found.keys()):
+        if name not in found:
+            return f"{folder / name} is missing"
+        if name not in wanted:
+            return f"{folder / name} is not listed in {SUMS}"
+        if found[name] != wanted[name]:
+            return f"{folder / name} is not what was written (its SHA-256 differs from {SUMS})"
+    return None
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """Path inside the folder -> SHA-256 in hexadecimal digits, of all files but the sums and hidden ones."""
+    files = [
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != SUMS and not path.name.startswith(".")
+    ]
+    with ThreadPoolExecutor() as pool:  # hashing gives up the interpreter's lock
+        return dict(
+            zip(
+                (path.relative_to(folder).as_posix() for path in files),
+                pool.map(_sha256, files),
+                strict=True,
+            )
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
