@@ -3,11 +3,13 @@
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
+
+from mmbert_jax.errors import UserError
 
 
 class MetricsWriter:
@@ -37,8 +39,15 @@ class MetricsWriter:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All records of a run, oldest first."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    """All records of a run, oldest first; a last line that is only half written is left out.
+
+    Raises:
+      UserError: no metrics there.
+    """
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {run} is not the folder of a run")
+    return list(_records(path))
 
 
 class Stopwatch:
@@ -94,17 +103,18 @@ def duration(seconds: float) -> str:
 def _keep_lines_until(path: Path, step: int) -> None:
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            break  # the line that was being written when the process was killed
-        if record["step"] <= step:
-            kept.append(line + "\n")
+    kept = [json.dumps(record) + "\n" for record in _records(path) if record["step"] <= step]
     partial = path.with_suffix(".partial")
     partial.write_text("".join(kept))
     os.replace(partial, path)
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            return  # the line that was being written when the process was killed
 
 
 def _scalars(record: Mapping[str, Any], prefix: str = ""):
