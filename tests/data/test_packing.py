@@ -139,7 +139,7 @@ def test_never_more_rows_than_first_fit_decreasing(row_length):
             assert 9 * rows <= 11 * fewest_rows(lengths, row_length) + 6
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(17, 100), min_size=20, max_size=200))
 def test_never_more_rows_than_first_fit_decreasing_without_tiny_pieces(lengths):
     # For pieces of at least a sixth of a row this is a theorem (Johnson, 1974).

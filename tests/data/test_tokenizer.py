@@ -103,7 +103,7 @@ def test_edge_cases_agree_and_come_back(both, bare, text):
     assert not set(expected) & {0, 1, 2, 3, 4}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=st.text(max_size=40))
 def test_any_text_agrees_and_comes_back(trained, both, bare, text):
     for tokenizer in both:

@@ -111,7 +111,7 @@ def documents_of(counts: dict[str, int]):
     return [d._replace(number=i) for i, d in enumerate(documents, 1)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     counts=st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 60), min_size=1),
     limit=st.integers(10, 200),
