@@ -26,7 +26,7 @@ class MaskedExample:
 def masked_examples(
     corpus: Path, groups: Sequence[Sequence[str]], per_group: int = 2
 ) -> list[MaskedExample]:
-    """Beginnings of held-out documents, each of another script, from every group of languages.
+    """Beginnings of held-out documents (of parts of long ones), each of another script, from every group of languages.
 
     Args:
       corpus: folder of a corpus that has held-out rows.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_corpus import write_corpus
+from data.tiny_corpus import write_corpus
 
 from mmbert_jax.data.pipeline import held_out_batches
 from mmbert_jax.evaluate.heldout import by_group, group_table, held_out_losses
