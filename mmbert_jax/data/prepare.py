@@ -53,6 +53,9 @@ from mmbert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from mmbert_jax.errors import UserError
 
 TOKENIZER_FOLDER = "tokenizer"
+# Shards that a corpus has at least, for as many processes to pack, where they would not be smaller than this.
+SHARDS_TO_SHARE = 16
+LEAST_SHARED = 1 << 20  # tokens
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ def prepare_corpus(
         spill = partial / "spill"
         spill.mkdir()
         spills, totals = _tokenize(inputs, run, spill)
-        jobs = _plan(_deal(spills, settings, run, spill), settings, partial)
+        limit = _shard_limit([size for _, size in spills.values()], settings.shard_tokens)
+        jobs = _plan(_deal(spills, limit, run), limit, partial)
         row_lengths = _pack(jobs, settings, run)
         shutil.rmtree(spill)
         _copy_tokenizer(tokenizer, partial / TOKENIZER_FOLDER)
@@ -400,12 +404,20 @@ class _Job:
         return f"{self.split}_{row_length}-{self.index:05}.arrayrecord"
 
 
+def _shard_limit(sizes: Iterable[Size], largest: int) -> int:
+    """Tokens of a shard: fewer in a small corpus, or one process would pack it while the others wait.
+
+    It follows from the text alone, not from the number of processes, which must not change the corpus.
+    """
+    return min(largest, max(sum(size.tokens for size in sizes) // SHARDS_TO_SHARE, LEAST_SHARED))
+
+
 def _deal(
-    spills: dict[tuple[str, str], tuple[Path, Size]], settings: Settings, run: Run, folder: Path
+    spills: dict[tuple[str, str], tuple[Path, Size]], shard_tokens: int, run: Run
 ) -> dict[str, list[_Part]]:
     """Parts of at most about a shard's tokens, by split, in order of their languages."""
     keys = sorted(spills)
-    counts = [-(-spills[key][1].tokens // settings.shard_tokens) for key in keys]
+    counts = [-(-spills[key][1].tokens // shard_tokens) for key in keys]
     large = [(*spills[key], n) for key, n in zip(keys, counts, strict=True) if n > 1]
     dealt = run(deal_out, large)
     parts: dict[str, list[_Part]] = {split: [] for split in SPLITS}
@@ -429,14 +441,14 @@ def deal_out(job: tuple[Path, Size, int]) -> list[tuple[Path, Size]]:
     return sorted(writer.sizes.items(), key=lambda item: int(item[0].suffix[1:]))
 
 
-def _plan(parts: dict[str, list[_Part]], settings: Settings, folder: Path) -> list[_Job]:
+def _plan(parts: dict[str, list[_Part]], shard_tokens: int, folder: Path) -> list[_Job]:
     """One job a shard: neighbouring small languages share one, a large language's parts have one each."""
     jobs = []
     for split, of_split in parts.items():
         shards: list[list[_Part]] = []
-        tokens = settings.shard_tokens
+        tokens = shard_tokens
         for part in of_split:
-            if not shards or tokens + part.size.tokens > settings.shard_tokens:
+            if not shards or tokens + part.size.tokens > shard_tokens:
                 shards.append([])
                 tokens = 0
             shards[-1].append(part)

@@ -22,6 +22,8 @@ from array_record.python.array_record_module import ArrayRecordReader
 from small_tokenizer import write_small_tokenizer
 
 from mmbert_jax.data import cldr_text
+from mmbert_jax.data import prepare as preparation
+from mmbert_jax.data.sources import Fields, find_inputs
 
 ROOT = Path(__file__).resolve().parents[2]
 BOS, EOS = 2, 1
@@ -206,6 +208,17 @@ def test_large_languages_have_shards_of_their_own_and_small_ones_share(corpus):
     shared = [name for name in of if any(of[name][1] == of[o][0] for o in of if o != name)]
     assert shared
     assert max(shard["rows"] for shard in train["shards"]) * 64 < 6000
+
+
+def test_a_small_corpus_has_shards_for_many_processes(tmp_path, corpus, model, monkeypatch):
+    monkeypatch.setattr(preparation, "LEAST_SHARED", 64)
+    settings = preparation.Settings(model, Fields(), (64,), held_out=0.0)
+    inputs, _ = find_inputs([corpus[1]], None)
+    manifest = preparation.prepare_corpus(inputs, settings, tmp_path / "c", 1, "test")
+    shards = manifest["row_lengths"]["64"]["train"]["shards"]
+    rows = sum(shard["rows"] for shard in shards)
+    assert 16 <= len(shards) <= 32
+    assert max(shard["rows"] for shard in shards) < rows / 8
 
 
 def test_rows_are_in_random_order(corpus):
