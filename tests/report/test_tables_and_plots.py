@@ -127,20 +127,20 @@ def test_shares_are_drawn_in_percent_language_by_language(tmp_path, drawn):
 
 
 def test_losses_are_drawn_over_the_tokens_of_the_curriculum(tmp_path, runs, drawn):
-    """`two` and `other` both go on from the end of `one`, at three million tokens."""
-    starts = {"one": None, "two": "one", "other": "one"}
+    """`two` goes on from the end of `one`, at three million tokens, and `other` from that of `two`, at five."""
+    starts = {"one": None, "two": "one", "other": "two"}
     plots.plot_losses(runs, starts, TITLES, tmp_path / "losses.png")
     left, right = drawn[0].axes
     curves = {line.get_label(): line.get_xydata().tolist() for line in left.lines}
     assert curves == {
         "one": [[1, 9], [2, 8], [3, 7]],
         "two": [[4, 6], [5, 5]],
-        "other": [[4, 6.5]],
+        "other": [[6, 6.5]],
     }
     held_out = [line.get_xydata().tolist() for line in right.lines]
     assert [curve for curve in held_out if curve] == [
         *([[2, 5], [3, 4]], [[2, 6], [3, 5.5]]),
         *([[5, 3]], [[5, 5]]),
-        *([[4, 3.5]], [[4, 4]]),
+        *([[6, 3.5]], [[6, 4]]),
     ]
     assert imread(tmp_path / "losses.png").shape[:2] == (600, 1680)
