@@ -10,6 +10,7 @@ import functools
 import io
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -120,7 +121,7 @@ def _pool(hidden, segment_ids, pooling: str, slots: int, normalise: bool) -> jax
 
 
 def jsonl_bytes(record: stream.Record, ids: list[int], vector: np.ndarray) -> list[bytes]:
-    """`{"id": ..., "embedding": [...]}`, or of several vectors `{"id": ..., "token_ids": [...], "embeddings": [...]}`."""
+    """`{"id": ..., "embedding": [...]}`; of several vectors `{"id": ..., "token_ids": [...], "embeddings": [...]}`."""
     _check_finite(record, vector)
     name = json.dumps(record.id, ensure_ascii=False)
     if vector.ndim == 1:
@@ -223,28 +224,28 @@ def main() -> None:
         "normalise": args.normalise,
         "output_dtype": args.output_dtype,
     }
-    output = stream.open_output(args, model, paths, settings)
-    if output.complete:
-        return
     size = model.config.hidden_size
-    if npy and not output.state["records"]:
-        output.append([npy_header(0, size, dtype), b""])
-    stream.process(
-        args,
-        output,
-        tokenise=lambda records: tokenise(model, [record.text for record in records]),
-        start=functools.partial(
-            run,
-            model,
-            pooling=args.pooling,
-            normalise=args.normalise,
-            batch_tokens=args.batch_tokens,
-        ),
-        by_text=functools.partial(by_text, pooling=args.pooling),
-        to_bytes=functools.partial(npy_bytes, dtype=dtype) if npy else jsonl_bytes,
-    )
-    output.finish(npy_header(output.state["records"], size, dtype) if npy else b"")
-    stream.report(output, model)
+    with closing(stream.open_output(args, model, paths, settings)) as output:
+        if output.complete:
+            return
+        if npy and not output.state["records"]:
+            output.append([npy_header(0, size, dtype), b""])
+        stream.process(
+            args,
+            output,
+            tokenise=lambda records: tokenise(model, [record.text for record in records]),
+            start=functools.partial(
+                run,
+                model,
+                pooling=args.pooling,
+                normalise=args.normalise,
+                batch_tokens=args.batch_tokens,
+            ),
+            by_text=functools.partial(by_text, pooling=args.pooling),
+            to_bytes=functools.partial(npy_bytes, dtype=dtype) if npy else jsonl_bytes,
+        )
+        output.finish(npy_header(output.state["records"], size, dtype) if npy else b"")
+        stream.report(output, model)
 
 
 if __name__ == "__main__":

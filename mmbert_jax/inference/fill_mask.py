@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -196,23 +197,24 @@ def main() -> None:
 
 def fill_file(args: argparse.Namespace, model: Model) -> None:
     """From `args.input` to `args.output`."""
-    output = stream.open_output(args, model, [args.output], {"top_k": args.top_k})
-    if output.complete:
-        return
 
     def sequences(records):
         return masked_sequences(model, [r.text for r in records], [r.place for r in records])
 
-    stream.process(
-        args,
-        output,
-        tokenise=sequences,
-        start=functools.partial(run, model, top_k=args.top_k, batch_tokens=args.batch_tokens),
-        by_text=functools.partial(by_text, model=model),
-        to_bytes=jsonl_bytes,
-    )
-    output.finish()
-    stream.report(output, model)
+    settings = {"top_k": args.top_k}
+    with closing(stream.open_output(args, model, [args.output], settings)) as output:
+        if output.complete:
+            return
+        stream.process(
+            args,
+            output,
+            tokenise=sequences,
+            start=functools.partial(run, model, top_k=args.top_k, batch_tokens=args.batch_tokens),
+            by_text=functools.partial(by_text, model=model),
+            to_bytes=jsonl_bytes,
+        )
+        output.finish()
+        stream.report(output, model)
 
 
 if __name__ == "__main__":

@@ -85,11 +85,15 @@ class Output:
         self._files[0].seek(0)
         self._files[0].write(header)
         self._sync()
-        for file in self._files:
-            file.close()
+        self.close()
         self.state["complete"] = True
         self._write_state()
         self._rename()
+
+    def close(self) -> None:
+        """Closes the files, complete or to be gone on with."""
+        for file in self._files:
+            file.close()
 
     def _read_state(self) -> None:
         state = json.loads(self._state_path.read_text(encoding="utf-8"))
@@ -103,22 +107,29 @@ class Output:
         self.state = state
 
     def _open(self) -> list[BinaryIO]:
+        """The partial files, locked, and as they were at the last commit."""
         files = []
-        for path, size in zip(self._paths, self.state["sizes"], strict=True):
-            partial = _beside(path, PARTIAL)
-            file = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{partial}: another process is writing it") from None
-            if (found := os.fstat(file.fileno()).st_size) < size:
-                raise UserError(
-                    f"{partial} has {found:,} bytes, but {size:,} were written: remove it and {self._state_path} to"
-                    " begin again"
-                )
-            file.truncate(size)
-            file.seek(size)
-            files.append(file)
+        try:
+            for path, size in zip(self._paths, self.state["sizes"], strict=True):
+                partial = _beside(path, PARTIAL)
+                partial.touch()
+                file = partial.open("r+b")
+                files.append(file)
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise UserError(f"{partial}: another process is writing it") from None
+                if (found := os.fstat(file.fileno()).st_size) < size:
+                    raise UserError(
+                        f"{partial} has {found:,} bytes, but {size:,} were written: remove it and {self._state_path}"
+                        " to begin again"
+                    )
+                file.truncate(size)
+                file.seek(size)
+        except UserError:
+            for file in files:
+                file.close()
+            raise
         self._write_state()
         return files
 
@@ -164,6 +175,9 @@ class StandardOutput:
 
     def finish(self, header: bytes = b"") -> None:
         del header
+
+    def close(self) -> None:
+        sys.stdout.buffer.flush()
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -254,8 +254,8 @@ def _skip(
         digest.update(line)
     if digest.hexdigest() != sha256:
         raise UserError(
-            f"{_name(source)} does not begin with the {count:,} records that were read before: give the same input as before,"
-            " or another --output"
+            f"{_name(source)} does not begin with the {count:,} records that were read before: give the same input"
+            " as before, or another --output"
         )
 
 
