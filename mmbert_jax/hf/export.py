@@ -1,10 +1,11 @@
 """From a checkpoint's parameters to a folder that `AutoModelForMaskedLM` and `AutoTokenizer` load."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -60,22 +61,39 @@ def export_hf(
     tensors = {name: x.astype(DTYPES[dtype]) for name, x in to_theirs(params, config).items()}
     fields = to_hf(config, max_positions, dtype)
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.parent / f".{output.name}.partial-{os.getpid()}"
-    partial.mkdir()
-    try:
-        save_weights(partial, tensors, max_shard_bytes)
-        _check_written(partial, tensors)
-        (partial / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
-        to_hf_files(tokenizer, partial, max_positions)
+    with new_folder(output, phase=meta.get("phase"), step=meta.get("step")) as folder:
+        save_weights(folder, tensors, max_shard_bytes)
+        check_written(folder, tensors)
+        (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+        to_hf_files(tokenizer, folder, max_positions)
         count = sum(x.size for x in tensors.values())
-        (partial / "README.md").write_text(
+        (folder / "README.md").write_text(
             model_card(output.name, meta, fields, count, held_out_groups), encoding="utf-8"
         )
+
+
+@contextlib.contextmanager
+def new_folder(output: Path, **note: object) -> Iterator[Path]:
+    """A hidden folder to write a model into; it becomes `output` when the block ends, and vanishes when it raises.
+
+    A marker in it lists its files, so that a later export, merge or trimming may replace the folder and nothing else.
+
+    Args:
+      output: absent, empty, or such a folder.
+      note: what the marker records besides.
+
+    Raises:
+      UserError: the output folder holds something else.
+    """
+    check_output(output)
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    partial = output.absolute().parent / f".{output.name}.partial-{os.getpid()}"
+    partial.mkdir()
+    try:
+        yield partial
         marker = {
             "written_by": "mmbert_jax",
-            "phase": meta.get("phase"),
-            "step": meta.get("step"),
+            **note,
             "files": {path.name: _sha256(path) for path in sorted(partial.iterdir())},
         }
         (partial / MARKER).write_text(json.dumps(marker, indent=2) + "\n")
@@ -106,7 +124,7 @@ def check_output(output: Path) -> None:
         )
 
 
-def _check_written(folder: Path, tensors: dict[str, np.ndarray]) -> None:
+def check_written(folder: Path, tensors: dict[str, np.ndarray]) -> None:
     """Reads the weights back; what is on disk has to be what was meant, bit for bit."""
     read = load_weights(folder)
     if read.keys() != tensors.keys():

@@ -54,7 +54,7 @@ def model_card(
 
     Args:
       name: the model's name, used as the title and in the usage example.
-      meta: of the checkpoint (see `train.describe_checkpoint` and `merge.checkpoints.merged_meta`).
+      meta: of the checkpoint (see `train.describe_checkpoint` and `merge.output.merged_meta`).
       fields: of config.json (see `hf.config`).
       parameters: how many the model has.
       held_out_groups: group -> {"loss", "accuracy", "languages"}; may be empty.
@@ -106,10 +106,12 @@ def _training(meta: Mapping) -> str:
     """The phases that led here, then the last one's settings or the recipe of the merge."""
     config = meta["config"]
     if merge := meta.get("merge"):
-        recipe = f"{merge['method'].upper()} (density {merge['density']}, lambda {merge['lambda']})"
-        rows = [("base", *_phase(merge["base"]))]
+        settings = ("density", "lambda", "seed", "decay", "t")
+        told = ", ".join(f"{name} {merge[name]}" for name in settings if name in merge)
+        recipe = merge["method"].upper().replace("_", " ") + (f" ({told})" if told else "")
+        rows = [("base", *_phase(merge["base"]))] if "base" in merge else []
         rows += [
-            (f"weight {w}", *_phase(m))
+            (f"weight {round(w, 4)}", *_phase(m))
             for w, m in zip(merge["weights"], merge["models"], strict=True)
         ]
         return f"## Training\n\nMerged by {recipe} from:\n\n" + _table(
