@@ -79,6 +79,8 @@ def load(
     max_length = trained_length if max_length is None else max_length
     if max_length < 2:
         raise UserError(f"max_length is {max_length}; <bos> and <eos> alone are 2 tokens")
+    # Nothing is dropped here, and Hugging Face folders say so: one model, one set of compiled programs.
+    config = dataclasses.replace(config, attention_output_dropout=0.0)
     return Model(
         jax.device_put(params),
         config,
