@@ -38,8 +38,7 @@ from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.hf.config import to_hf
 from mmbert_jax.hf.names import to_theirs
 from mmbert_jax.inference.load import load, use_compile_cache
-from mmbert_jax.inference.rows import batch_arrays, plan
-from mmbert_jax.kernels.attention import implementation_for
+from mmbert_jax.inference.rows import batch_arrays, default_batch_tokens, plan
 from mmbert_jax.model import heads
 from mmbert_jax.model.config import ModelConfig
 
@@ -60,8 +59,7 @@ OURS = "mmbert_jax"
 # Batches that are queued on the device before one is waited for.
 QUEUED = 2
 MOST_BATCH_TOKENS = 1 << 20
-CPU_BATCHES = (512, 2048, 8192)
-CPU_PROBE_TOKENS = 4096
+CPU_BATCHES = (512, 8192)
 
 # Hidden states [rows, L, D] of a batch, and for each row the numbers of the sequences that stand in it.
 Encoded = tuple[list[list[int]], Any]
@@ -153,17 +151,6 @@ def largest_batch(engine: Engine, sequences: Sequence[np.ndarray], most: int) ->
         batch_tokens //= 2
 
 
-def fastest_batch(engine: Engine, sequences: Sequence[np.ndarray]) -> int:
-    """On a CPU memory does not decide, and a larger batch is padded more: the fastest of `CPU_BATCHES`."""
-    enough = sequences[: max(1, CPU_PROBE_TOKENS // len(sequences[0]))]
-
-    def seconds(batch_tokens):
-        exhaust(engine(enough, batch_tokens))
-        return min(timed(engine, enough, batch_tokens) for _ in range(2))
-
-    return min(CPU_BATCHES, key=seconds)
-
-
 def timed(engine: Engine, sequences: Sequence[np.ndarray], batch_tokens: int) -> float:
     """Seconds until the last hidden state is there."""
     start = time.perf_counter()
@@ -177,19 +164,13 @@ def exhaust(batches: Iterator[Encoded]) -> None:
 
 
 def measure(
-    engines: dict[str, Engine],
-    sequences: Sequence[np.ndarray],
-    batch_tokens: dict[str, int],
-    runs: int,
-) -> dict[str, list[float]]:
-    """Seconds of each run of each engine, which take turns; an untimed run before compiles what is needed."""
-    for name, engine in engines.items():
-        exhaust(engine(sequences, batch_tokens[name]))
-    seconds: dict[str, list[float]] = {name: [] for name in engines}
-    for _ in range(runs):
-        for name, engine in engines.items():
-            seconds[name].append(timed(engine, sequences, batch_tokens[name]))
-    return seconds
+    entrants: Sequence[tuple[Engine, int]], sequences: Sequence[np.ndarray], runs: int
+) -> list[list[float]]:
+    """Seconds of each run of each (engine, tokens at once); they take turns, after a run that compiles."""
+    for engine, batch_tokens in entrants:
+        exhaust(engine(sequences, batch_tokens))
+    rounds = [[timed(engine, sequences, n) for engine, n in entrants] for _ in range(runs)]
+    return [list(seconds) for seconds in zip(*rounds, strict=True)]
 
 
 def hidden_states(engine: Engine, sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -206,34 +187,49 @@ def hidden_states(engine: Engine, sequences: Sequence[np.ndarray]) -> list[np.nd
     return [found[number] for number in range(len(sequences))]
 
 
+def choose_batches(
+    engines: dict[str, Engine], sequences: Sequence[np.ndarray], batch_tokens: int | None
+) -> list[tuple[str, Engine, int]]:
+    """(name, engine, tokens at once) of all that are to be compared; ours comes first.
+
+    On a CPU memory does not decide, and a large batch is slower, since it is padded more: `transformers` gets a small
+    and a large one.
+    """
+    chosen = []
+    for name, engine in engines.items():
+        if batch_tokens:
+            chosen.append((name, engine, batch_tokens))
+        elif jax.default_backend() == "cpu":
+            sizes = (default_batch_tokens(),) if name == OURS else CPU_BATCHES
+            chosen += [(name, engine, size) for size in sizes]
+        else:
+            longest_first = sorted(sequences, key=len, reverse=True)
+            chosen.append((name, engine, largest_batch(engine, longest_first, MOST_BATCH_TOKENS)))
+            torch.cuda.empty_cache()
+    return chosen
+
+
 def compare(lengths: str, engines: dict[str, Engine], args, vocab_size: int) -> list[dict]:
     """Results of all engines at one kind of lengths."""
     sequences = draw_sequences(lengths, args.sequences, vocab_size)
     tokens = sum(map(len, sequences))
-    longest_first = sorted(sequences, key=len, reverse=True)
-    batch_tokens = {}
-    for name, engine in engines.items():
-        if args.batch_tokens:
-            batch_tokens[name] = args.batch_tokens
-        elif jax.default_backend() == "cpu":
-            batch_tokens[name] = fastest_batch(engine, sequences)
-        else:
-            batch_tokens[name] = largest_batch(engine, longest_first, MOST_BATCH_TOKENS)
-            torch.cuda.empty_cache()
-    seconds = measure(engines, sequences, batch_tokens, args.runs)
-    ours = statistics.median(seconds[OURS])
+    chosen = choose_batches(engines, sequences, args.batch_tokens)
+    seconds = measure([(engine, n) for _, engine, n in chosen], sequences, args.runs)
+    longest = max(map(len, sequences))
     results = []
-    for name in engines:
-        median = statistics.median(seconds[name])
+    for (name, _, batch_tokens), of_engine in zip(chosen, seconds, strict=True):
+        median = statistics.median(of_engine)
         results.append(
             {
                 "lengths": lengths,
-                "engine": name,
-                "batch_tokens": batch_tokens[name],
+                "engine": name
+                if name == OURS
+                else f"{name}, {max(1, batch_tokens // longest)} at once",
+                "batch_tokens": batch_tokens,
                 "tokens": tokens,
-                "seconds": seconds[name],
+                "seconds": of_engine,
                 "tokens_per_second": tokens / median,
-                "ours_is_faster_by": median / ours,
+                "ours_is_faster_by": median / statistics.median(seconds[0]),
             }
         )
         print(table(results[-1:], header=False), flush=True)
@@ -323,7 +319,8 @@ def main() -> None:
     parser.add_argument(
         "--batch_tokens",
         type=int,
-        help="tokens at once, for all engines (default: the largest that fits an accelerator, the fastest on a CPU)",
+        help="tokens at once, for all engines (default: the largest that fits an accelerator; on a CPU"
+        " a small and a large one for transformers)",
     )
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="default bfloat16, float32 on a CPU"
@@ -372,7 +369,6 @@ def main() -> None:
     details = machine() | {
         "date": date.today().isoformat(),
         "command": shlex.join(["python", *sys.argv]),
-        "attention": implementation_for(jax.default_backend())[0],
         "dtype": dtype,
         "threads": torch.get_num_threads(),
         "sequences": args.sequences,

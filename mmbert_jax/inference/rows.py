@@ -17,7 +17,7 @@ from mmbert_jax.model.config import ModelConfig
 # Longer texts than the last get twice it, four times it, and so on.
 ROW_LENGTHS = (128, 512, 1024, 2048, 4096, 8192)
 # Enough to keep a device busy; a few cores are, with a row or two.
-BATCH_TOKENS = {"cpu": 1024}
+BATCH_TOKENS = {"cpu": 2048}
 BATCH_TOKENS_ELSEWHERE = 65536
 
 

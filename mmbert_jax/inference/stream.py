@@ -101,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch_tokens",
         type=int,
         metavar="N",
-        help="tokens that go through the model at once (default 1024 on a CPU, 65536 elsewhere); take less if memory"
+        help="tokens that go through the model at once (default 2048 on a CPU, 65536 elsewhere); take less if memory"
         " runs out",
     )
     parser.add_argument(

@@ -28,7 +28,7 @@ def test_writes_table_json_and_plot(environment, tmp_path):
     found = json.loads((tmp_path / "out" / "inference.json").read_text())
     assert found["largest_difference_of_hidden_states"]["transformers sdpa"] < 1e-4
     engines = {r["engine"]: r for r in found["results"]}
-    assert engines.keys() == {"mmbert_jax", "transformers sdpa"}
+    assert engines.keys() == {"mmbert_jax", "transformers sdpa, 3 at once"}
     tokens = sum(map(len, bench_inference.draw_sequences("normal_256", 5, 300)))
     for r in engines.values():
         assert len(r["seconds"]) == 2
