@@ -11,7 +11,7 @@ import numpy as np
 
 from mmbert_jax.checkpoint import open_params
 from mmbert_jax.errors import UserError
-from mmbert_jax.hf.config import from_hf
+from mmbert_jax.hf.config import read_config
 from mmbert_jax.hf.weights import open_weights
 from mmbert_jax.model.config import ModelConfig
 
@@ -73,10 +73,10 @@ def check_alike(first: StoredModel, others: Iterable[StoredModel]) -> None:
                 " tools/import_hf.py, or folders with tools/export_hf.py"
             )
         if first.kind == HUGGING_FACE:
-            ours, theirs = (model.meta["architectures"] for model in (first, other))
+            ours, theirs = (read_config(model.meta).head for model in (first, other))
             if ours != theirs:
                 raise UserError(
-                    f"{other.path}/config.json: architectures is {theirs}, that of {first.path} is {ours}"
+                    f"{other.path}/config.json: its head is {theirs}, that of {first.path} is {ours}"
                 )
         for field in dataclasses.fields(ModelConfig):
             if field.name == "attention_output_dropout":  # concerns training alone
@@ -102,7 +102,7 @@ def check_alike(first: StoredModel, others: Iterable[StoredModel]) -> None:
 def _open_hugging_face(folder: Path) -> StoredModel:
     try:
         fields = json.loads((folder / "config.json").read_text())
-        config = from_hf(fields)[0]
+        config = read_config(fields).model
     except ValueError as error:  # a UserError too: it does not know the folder
         raise UserError(f"{folder}: {error}") from error
     shapes, read = open_weights(folder)

@@ -174,6 +174,7 @@ def test_reads_one_tensor_at_a_time(folders):
 REFUSED = {
     "a model of another shape": ("--models {smaller} --base {base}", "has shape"),
     "a model of other layers": ("--models {deeper} --base {base}", "num_layers is 3, that of"),
+    "another head": ("--models {classifier} --base {base}", "its head is HeadConfig(kind="),
     "another tokeniser": ("--models {spelled} --base {base}", "has another tokeniser than"),
     "two kinds": ("--models {one} {run} --method linear", "is a checkpoint and"),
     "weights that do not fit": ("--models {one} --base {base} --weights 1 2", "--weights has 2 numbers for 1"),
@@ -195,9 +196,9 @@ def test_refuses(folders, checkpoints, tmp_path):
     """In one process, since starting one takes longer than all refusals together."""
     places = {name: path for name, (_, path) in zip(("base", "one", "two"), folders, strict=True)}
     places["run"] = checkpoints[1][1]
-    for name in ("smaller", "deeper", "spelled", "pickled", "mine"):
+    for name in ("smaller", "deeper", "classifier", "spelled", "pickled", "mine"):
         places[name] = tmp_path / name
-    for name in ("smaller", "deeper", "spelled", "pickled"):
+    for name in ("smaller", "deeper", "classifier", "spelled", "pickled"):
         shutil.copytree(places["one"], places[name])
     tokenizer = json.loads((places["spelled"] / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
@@ -208,6 +209,9 @@ def test_refuses(folders, checkpoints, tmp_path):
     (places["deeper"] / "config.json").write_text(
         json.dumps({k: v for k, v in config.items() if v is not None})
     )
+    config = json.loads((places["classifier"] / "config.json").read_text())
+    config |= {"architectures": ["ModernBertForSequenceClassification"]}
+    (places["classifier"] / "config.json").write_text(json.dumps(config))
     for shard in places["pickled"].glob("model*"):
         shard.unlink()
     (places["pickled"] / "pytorch_model.bin").write_bytes(b"")
