@@ -180,6 +180,8 @@ def small_models(folder: Path) -> Iterator[tuple[str, np.ndarray, Case]]:
         for i, path in enumerate(paths):
             write(path, seed=i, amount=0.02 * i)
         base, *models = (open_model(path) for path in paths)
+        # As stored: the two kinds lay out a tensor differently, and a mask is drawn in that layout.
+        stored = {m.path: {name: m.read(name) for name in m.shapes} for m in (base, *models)}
         shared = {"weight": weights, "density": [0.5] * 3, "lambda": 1.0, "int8_mask": False}
         normalised = shared | {"normalize": True}
         for method, sources, parameters in (
@@ -193,10 +195,9 @@ def small_models(folder: Path) -> Iterator[tuple[str, np.ndarray, Case]]:
             slerp_t = {"t": 0.3} if method == "slerp" else {}
             recipe = make_recipe(method, len(merged), None if slerp_t else weights, slerp_t)
             for name, tensor, _ in merge(recipe, base if merged is not sources else None, merged):
-                # As stored: the two kinds lay out a tensor differently, and a mask is drawn in that layout.
                 case = {
                     "method": method,
-                    "tensors": [model.read(name) for model in sources],
+                    "tensors": [stored[model.path][name] for model in sources],
                     "parameters": parameters,
                     "base": -1 if method == "linear" else 0,
                 }
