@@ -8,12 +8,14 @@ which every file is checked before anything is read.
 import asyncio
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 
 from mmbert_jax.checksums import damage, write_sums
@@ -151,6 +153,44 @@ def restore_params(path: str | Path) -> tuple[Tree, Meta]:
     )
     params = _restore(folder, {"params": shapes})["params"]
     return jax.tree.map(np.asarray, params), _read_meta(folder)
+
+
+def open_params(
+    path: str | Path,
+) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray], Meta]:
+    """A checkpoint's parameters, to be read one at a time.
+
+    Returns:
+      Shapes by the parameter's path ("layers/3/attn/wqkv"), a function from such a path to that parameter as a float32
+      NumPy array, and the checkpoint's meta.
+
+    Raises:
+      UserError: there is no checkpoint there, or it is damaged.
+    """
+    folder = _locate(path)
+    _check_sums(folder)
+    stored = flatten_dict(_stored(folder), sep="/")
+    handler = ocp.PyTreeCheckpointHandler()
+
+    def read(name: str) -> np.ndarray:
+        item = unflatten_dict({name: jax.ShapeDtypeStruct(stored[name].shape, np.float32)}, sep="/")
+        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
+        args = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
+        return flatten_dict(handler.restore(folder / "params", args=args), sep="/")[name]
+
+    return {name: x.shape for name, x in stored.items()}, read, _read_meta(folder)
+
+
+def list_checkpoints(path: str | Path) -> list[Path]:
+    """Every complete checkpoint of a run folder, by step; of a single checkpoint, that one.
+
+    Raises:
+      UserError: there is no checkpoint there.
+    """
+    newest = _locate(path)
+    if Path(path).absolute().parent == newest.parent:
+        return [newest]
+    return [newest.parent / str(step) for step in reversed(_steps(newest.parent))]
 
 
 def read_meta(path: str | Path) -> Meta:

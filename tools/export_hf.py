@@ -1,4 +1,7 @@
-"""Writes a checkpoint as a Hugging Face folder: safetensors, config.json, tokeniser files and a model card."""
+"""Writes a checkpoint as a Hugging Face folder: safetensors, config.json, tokeniser files and a model card.
+
+Verifies what it wrote: the weights bit for bit and, where torch and transformers are installed, by their logits.
+"""
 
 import argparse
 import json
@@ -7,6 +10,8 @@ from pathlib import Path
 from mmbert_jax.checkpoint import restore_params
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.hf.export import DTYPES, check_output, export_hf
+from mmbert_jax.hf.model_card import auto_class
+from mmbert_jax.hf.tokenizer import copied_tokenizer
 from mmbert_jax.inference.checkpoint_tokenizer import checkpoint_tokenizer
 
 
@@ -61,17 +66,19 @@ def main() -> None:
     check_output(args.output)
     held_out = read_held_out(args.held_out) if args.held_out else None
     params, meta = restore_params(args.checkpoint)
-    export_hf(
+    own_ids = "special_ids" in meta["config"]
+    verified = export_hf(
         args.output,
         params,
         meta,
-        checkpoint_tokenizer(meta, args.tokenizer),
+        (copied_tokenizer if own_ids else checkpoint_tokenizer)(meta, args.tokenizer),
         dtype=args.dtype,
         max_shard_bytes=int(args.max_shard_size * 1e9),
         held_out_groups=held_out,
     )
+    print(verified)
     print(
-        f"wrote {args.output}: load it with AutoModelForMaskedLM.from_pretrained({str(args.output)!r})"
+        f"wrote {args.output}: load it with {auto_class(meta)}.from_pretrained({str(args.output)!r})"
     )
 
 

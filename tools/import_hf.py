@@ -1,4 +1,7 @@
-"""Makes a checkpoint of a local ModernBERT folder in safetensors, to start training, merging or filling masks from."""
+"""Makes a checkpoint of a local ModernBERT folder in safetensors, to start training, merging or filling masks from.
+
+Masked LMs, sequence and token classifiers, question answering models and bare encoders; mmBERT, ModernBERT, Ettin.
+"""
 
 import argparse
 import dataclasses
@@ -7,22 +10,32 @@ from pathlib import Path
 from mmbert_jax.checkpoint import save_params
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.errors import run_main
-from mmbert_jax.hf.load import load_hf
-from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.hf.config import SPECIAL_IDS, HfConfig
+from mmbert_jax.hf.load import load_model
+from mmbert_jax.hf.tokenizer import open_copied
+from mmbert_jax.model.task_heads import MLM
 
 
-def import_meta(folder: Path, config: ModelConfig, max_positions: int) -> dict:
-    """What a checkpoint records about an imported model: its shape, its origin, and its tokeniser if it has one."""
+def import_meta(folder: Path, config: HfConfig) -> dict:
+    """What a checkpoint records about an imported model: shape and head, origin, and its tokeniser if it has one."""
+    own_ids = config.special_ids != SPECIAL_IDS
     meta = {
-        "config": {"model": dataclasses.asdict(config), "data": {"row_length": max_positions}},
+        "config": {
+            "model": dataclasses.asdict(config.model),
+            "data": {"row_length": config.max_positions},
+        },
         "phase": "imported",
         "step": 0,
         "row": 0,
         "tokens": 0,
         "import": {"model": str(folder.resolve())},
     }
+    if config.head.kind != MLM:
+        meta["config"]["head"] = dataclasses.asdict(config.head)
+    if own_ids:
+        meta["config"]["special_ids"] = dict(config.special_ids)
     if (folder / "tokenizer.json").exists():
-        tokenizer = load_tokenizer(folder)
+        tokenizer = (open_copied if own_ids else load_tokenizer)(folder)
         meta["tokenizer"] = {
             "sha256": tokenizer.sha256,
             "vocab_size": tokenizer.vocab_size,
@@ -43,9 +56,9 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="the checkpoint's folder, new")
     args = parser.parse_args()
 
-    params, config, max_positions = load_hf(args.model)
-    save_params(args.output, params, import_meta(args.model, config, max_positions))
-    print(f"wrote {args.output}: {config}")
+    model = load_model(args.model)
+    save_params(args.output, model.params, import_meta(args.model, model.config))
+    print(f"wrote {args.output}: {model.config.head.kind}, {model.config.model}")
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ import time
 class Progress:
     """Prints to stderr: over one line on a terminal, a line every ten seconds into a log."""
 
-    def __init__(self, title: str, total: int):
+    def __init__(self, title: str, total: int | None):
+        """`total` is what `advance` will have been told in the end; None where that is not known."""
         self._title = title
-        self._total = max(total, 1)
+        self._total = None if total is None else max(total, 1)
         self._done = 0
         self._start = time.monotonic()
         self._on_terminal = sys.stderr.isatty()
@@ -25,16 +26,20 @@ class Progress:
 
     def finish(self, amounts: dict[str, int]) -> None:
         """Prints the last line."""
-        self._done = self._total
+        self._total = self._done = 1
         self._print(amounts, end="\n")
 
     def _print(self, amounts: dict[str, int], end: str) -> None:
         seconds = max(time.monotonic() - self._start, 1e-6)
-        share = min(self._done / self._total, 1.0)
         rates = ", ".join(f"{_short(n / seconds)} {unit}/s" for unit, n in amounts.items())
-        left = seconds * (1 - share) / share if share else 0
-        when = f"{_clock(left)} left" if share < 1 else f"took {_clock(seconds)}"
-        line = f"{self._title} {share:6.1%}  {rates}  {when}"
+        if self._total is None:
+            counts = ", ".join(f"{_short(n)} {unit}" for unit, n in amounts.items())
+            line = f"{self._title} {counts}  {rates}  after {_clock(seconds)}"
+        else:
+            share = min(self._done / self._total, 1.0)
+            left = seconds * (1 - share) / share if share else 0
+            when = f"{_clock(left)} left" if share < 1 else f"took {_clock(seconds)}"
+            line = f"{self._title} {share:6.1%}  {rates}  {when}"
         print(f"{line:<79}" if self._on_terminal else line, end=end, file=sys.stderr, flush=True)
 
 

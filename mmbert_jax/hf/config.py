@@ -4,40 +4,66 @@ RoPE's theta has two generations of fields. 4.x knows `global_rope_theta` and `l
 local layers, silently, when it finds only the newer `layer_types` and `rope_parameters`. So both are written.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
+from mmbert_jax.data.special_ids import BOS, EOS, PAD
 from mmbert_jax.errors import UserError
 from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.model.task_heads import (
+    ACTIVATIONS,
+    ENCODER,
+    MLM,
+    POOLINGS,
+    SEQUENCES,
+    SPANS,
+    TOKENS,
+    HeadConfig,
+)
 
-ARCHITECTURE = "ModernBertForMaskedLM"
+ARCHITECTURES = {
+    MLM: "ModernBertForMaskedLM",
+    ENCODER: "ModernBertModel",
+    SEQUENCES: "ModernBertForSequenceClassification",
+    TOKENS: "ModernBertForTokenClassification",
+    SPANS: "ModernBertForQuestionAnswering",
+}
+ARCHITECTURE = ARCHITECTURES[MLM]
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 
 # What this model is, beyond its sizes: written as it stands, and a model that differs is refused.
 FIXED = {
     "model_type": "modernbert",
     "hidden_activation": "gelu",
-    "classifier_activation": "gelu",  # also the masked-LM head's
     "attention_bias": False,
     "mlp_bias": False,
     "norm_bias": False,
-    "classifier_bias": False,  # also the masked-LM head's dense layer's
+}
+# And what its masked-LM head is; `classifier_*` are also that head's dense layer's.
+FIXED_MLM = {
+    "classifier_activation": "gelu",
+    "classifier_bias": False,
     "decoder_bias": True,
     "tie_word_embeddings": True,
-    "pad_token_id": 0,
-    "eos_token_id": 1,
-    "bos_token_id": 2,
 }
 
-# Fields of which only training or other heads take notice, and what other versions want to see.
+# The ids of this project's tokenisers. What stands at position 0 is <bos>: the released mmBERT-small says 1 for
+# cls_token_id, which nothing in `transformers` reads.
+SPECIAL_IDS = {
+    "pad_token_id": PAD,
+    "eos_token_id": EOS,
+    "bos_token_id": BOS,
+    "cls_token_id": BOS,
+    "sep_token_id": EOS,
+}
+
+MASKED_LM = HeadConfig()
+
+# Fields of which only training takes notice, and what other versions want to see.
 WRITTEN = {
-    # What stands at position 0 is <bos>. The released mmBERT-small says 1 here; nothing in `transformers` reads it.
-    "cls_token_id": 2,
-    "sep_token_id": 1,
     "attention_dropout": 0.0,
     "embedding_dropout": 0.0,
     "mlp_dropout": 0.0,
-    "classifier_dropout": 0.0,
-    "classifier_pooling": "mean",
     "initializer_range": 0.02,
     "initializer_cutoff_factor": 2.0,
     "position_embedding_type": "sans_pos",
@@ -60,6 +86,11 @@ DEFAULTS = {
     "pad_token_id": 50283,
     "eos_token_id": 50282,
     "bos_token_id": 50281,
+    "cls_token_id": 50281,
+    "sep_token_id": 50282,
+    "classifier_pooling": "cls",
+    "classifier_dropout": 0.0,
+    "problem_type": None,
     "norm_eps": 1e-5,
     "local_attention": 128,
     "global_attn_every_n_layers": 3,
@@ -70,7 +101,28 @@ DEFAULTS = {
 }
 
 
-def to_hf(config: ModelConfig, max_position_embeddings: int, dtype: str) -> dict:
+@dataclasses.dataclass(frozen=True)
+class HfConfig:
+    """What a config.json says.
+
+    Attributes:
+      special_ids: fields of `SPECIAL_IDS` with the ids of the model's tokeniser, which may be another than this
+        project's.
+    """
+
+    model: ModelConfig
+    head: HeadConfig
+    special_ids: Mapping[str, int]
+    max_positions: int
+
+
+def to_hf(
+    config: ModelConfig,
+    max_position_embeddings: int,
+    dtype: str,
+    head: HeadConfig = MASKED_LM,
+    special_ids: Mapping[str, int] = SPECIAL_IDS,
+) -> dict:
     """The content of config.json; `dtype` is the stored one, "float32" or "bfloat16".
 
     Numbers are written as the type that the strict config of 5.x asks for (theta and eps as floats, sizes as integers).
@@ -97,30 +149,50 @@ def to_hf(config: ModelConfig, max_position_embeddings: int, dtype: str) -> dict
             LOCAL: {"rope_type": "default", "rope_theta": local_theta},
         },
     }
-    return {"architectures": [ARCHITECTURE]} | dict(
-        sorted((FIXED | WRITTEN | sizes | rope).items())
-    )
+    parts = (FIXED, FIXED_MLM, WRITTEN, special_ids, sizes, rope, _head_fields(head))
+    fields = {field: value for part in parts for field, value in part.items()}
+    return {"architectures": [ARCHITECTURES[head.kind]]} | dict(sorted(fields.items()))
+
+
+def _head_fields(head: HeadConfig) -> dict:
+    fields = {
+        "classifier_pooling": head.pooling,
+        "classifier_activation": head.activation,
+        "classifier_bias": head.dense_bias,
+        "classifier_dropout": float(head.dropout),
+    }
+    if head.kind in (MLM, ENCODER):
+        return fields
+    if head.problem_type:
+        fields["problem_type"] = head.problem_type
+    return fields | {
+        "id2label": {str(i): label for i, label in enumerate(head.labels)},
+        "label2id": {label: i for i, label in enumerate(head.labels)},
+    }
 
 
 def from_hf(fields: Mapping) -> tuple[ModelConfig, int]:
-    """The model's shape and `max_position_embeddings`, from the content of a config.json of any generation.
+    """The model's shape and `max_position_embeddings`, from the content of a config.json; see `read_config`."""
+    config = read_config(fields)
+    return config.model, config.max_positions
+
+
+def read_config(fields: Mapping) -> HfConfig:
+    """What the content of a config.json says, of any generation.
 
     Raises:
       UserError: another architecture, or a field whose value this model does not have.
     """
-    if list(fields.get("architectures") or []) != [ARCHITECTURE]:
+    kinds = [kind for kind, name in ARCHITECTURES.items() if fields.get("architectures") == [name]]
+    if not kinds:
         raise UserError(
-            f"config.json: architectures is {fields.get('architectures')}; only [{ARCHITECTURE!r}] can be imported"
+            f"config.json: architectures is {fields.get('architectures')}; one of"
+            f" {', '.join(ARCHITECTURES.values())} can be imported"
         )
-    for field, value in FIXED.items():
+    for field, value in (FIXED | (FIXED_MLM if kinds[0] == MLM else {})).items():
         found = _field(fields, field)
         if found != value:
-            hint = (
-                " (the special ids of this project's tokenisers)"
-                if field.endswith("token_id")
-                else ""
-            )
-            raise UserError(f"config.json: {field} is {found!r}; only {value!r}{hint} is supported")
+            raise UserError(f"config.json: {field} is {found!r}; only {value!r} is supported")
     num_layers = _field(fields, "num_hidden_layers")
     global_theta, local_theta = _thetas(fields)
     config = ModelConfig(
@@ -141,7 +213,73 @@ def from_hf(fields: Mapping) -> tuple[ModelConfig, int]:
             f"config.json: hidden_size {config.hidden_size} is not a multiple of"
             f" num_attention_heads {config.num_heads}"
         )
-    return config, int(_field(fields, "max_position_embeddings"))
+    return HfConfig(
+        config,
+        _head(fields, kinds[0]),
+        _special_ids(fields, config.vocab_size),
+        int(_field(fields, "max_position_embeddings")),
+    )
+
+
+def _head(fields: Mapping, kind: str) -> HeadConfig:
+    if kind in (MLM, ENCODER):
+        return HeadConfig(kind)
+    pooling, activation = (
+        _field(fields, "classifier_pooling"),
+        _field(fields, "classifier_activation"),
+    )
+    for field, found, known in (
+        ("classifier_pooling", pooling, POOLINGS),
+        ("classifier_activation", activation, tuple(ACTIVATIONS)),
+    ):
+        if found not in known:
+            raise UserError(
+                f"config.json: {field} is {found!r}; it has to be one of {', '.join(known)}"
+            )
+    labels = _labels(fields)
+    if kind == SPANS and len(labels) != 2:
+        raise UserError(
+            f"config.json: id2label has {len(labels)} entries; a question answering head has two, start and end"
+        )
+    return HeadConfig(
+        kind=kind,
+        labels=labels,
+        pooling=pooling,
+        activation=activation,
+        dense_bias=bool(_field(fields, "classifier_bias")),
+        dropout=float(_field(fields, "classifier_dropout")),
+        problem_type=_field(fields, "problem_type") or "",
+    )
+
+
+def _labels(fields: Mapping) -> tuple[str, ...]:
+    """Names of the classes. `transformers` writes `id2label` where there are others than two without a name."""
+    found = fields.get("id2label")
+    if found is None:
+        return tuple(f"LABEL_{i}" for i in range(fields.get("num_labels", 2)))
+    try:
+        by_id = {int(i): str(label) for i, label in found.items()}
+    except (AttributeError, ValueError):
+        by_id = {}
+    if not by_id or sorted(by_id) != list(range(len(by_id))):
+        raise UserError(
+            f"config.json: id2label is {found!r}; it has to name the classes 0, 1, 2, ..."
+        )
+    return tuple(by_id[i] for i in range(len(by_id)))
+
+
+def _special_ids(fields: Mapping, vocab_size: int) -> dict[str, int]:
+    ids = {field: _field(fields, field) for field in SPECIAL_IDS}
+    for field, i in ids.items():
+        if not isinstance(i, int) or not 0 <= i < vocab_size:
+            raise UserError(
+                f"config.json: {field} is {i!r}; it has to be a token id, 0 to {vocab_size - 1} (vocab_size)"
+            )
+    if all(
+        ids[f"{name}_token_id"] == SPECIAL_IDS[f"{name}_token_id"] for name in ("pad", "eos", "bos")
+    ):
+        return dict(SPECIAL_IDS)
+    return ids
 
 
 def _field(fields: Mapping, name: str):

@@ -1,10 +1,11 @@
-"""From a checkpoint's parameters to a folder that `AutoModelForMaskedLM` and `AutoTokenizer` load."""
+"""From a checkpoint's parameters to a folder that `transformers`' Auto classes load."""
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import ml_dtypes
@@ -12,12 +13,14 @@ import numpy as np
 
 from mmbert_jax.data.tokenizer import Tokenizer
 from mmbert_jax.errors import UserError
-from mmbert_jax.hf.config import to_hf
+from mmbert_jax.hf.config import SPECIAL_IDS, to_hf
 from mmbert_jax.hf.model_card import model_card
 from mmbert_jax.hf.names import to_theirs
-from mmbert_jax.hf.tokenizer import to_hf_files
+from mmbert_jax.hf.tokenizer import CopiedTokenizer, copy_files, to_hf_files
+from mmbert_jax.hf.verify import compare_with_transformers
 from mmbert_jax.hf.weights import load_weights, save_weights
 from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.model.task_heads import HeadConfig
 
 # Lists what an export wrote, so that a later export can tell its own folder from somebody else's.
 MARKER = "mmbert_jax_export.json"
@@ -28,26 +31,35 @@ def export_hf(
     output: str | Path,
     params: Mapping,
     meta: Mapping,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | CopiedTokenizer,
     *,
     dtype: str = "float32",
     max_shard_bytes: int = 5_000_000_000,
     held_out_groups: Mapping | None = None,
-) -> None:
-    """Writes weights, config.json, tokeniser files and a model card, reads the weights back and compares every bit.
+) -> str:
+    """Writes weights, config.json, tokeniser files and a model card, and verifies what it wrote.
+
+    The weights are read back and every bit compared; where torch and `transformers` are installed, they load the folder
+    and have to give this model's logits. A folder that fails does not stay.
 
     Args:
       output: a folder that does not exist, is empty, or holds an earlier export and nothing else (which is replaced).
-      params, meta: of a checkpoint; `meta["config"]` tells the model's shape and the longest row it was trained on.
+      params, meta: of a checkpoint; `meta["config"]` tells the model's shape, its head, the longest row it was trained
+        on and, where they are not this project's, the special ids.
       dtype: "float32", or "bfloat16" for half the size (rounded to nearest even).
       held_out_groups: for the model card; None takes what the checkpoint recorded when it was last evaluated.
 
+    Returns:
+      What was verified, or why it could not be: a sentence to print.
+
     Raises:
       UserError: the output folder holds something else, or the parameters or the tokeniser do not fit the config.
+      RuntimeError: what was written is not what was meant.
     """
     output = Path(output)
     check_output(output)
     config = ModelConfig.from_config(meta["config"]["model"])
+    head = HeadConfig.from_config(meta["config"])
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"the tokeniser has {tokenizer.vocab_size} entries but config.model.vocab_size is {config.vocab_size};"
@@ -57,25 +69,47 @@ def export_hf(
         meta.get("held_out_groups", {}) if held_out_groups is None else held_out_groups
     )
     max_positions = int(meta["config"]["data"]["row_length"])
-    tensors = {name: x.astype(DTYPES[dtype]) for name, x in to_theirs(params, config).items()}
-    fields = to_hf(config, max_positions, dtype)
+    tensors = {name: x.astype(DTYPES[dtype]) for name, x in to_theirs(params, config, head).items()}
+    special_ids = meta["config"].get("special_ids", SPECIAL_IDS)
+    fields = to_hf(config, max_positions, dtype, head, special_ids)
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.parent / f".{output.name}.partial-{os.getpid()}"
-    partial.mkdir()
-    try:
-        save_weights(partial, tensors, max_shard_bytes)
-        _check_written(partial, tensors)
-        (partial / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
-        to_hf_files(tokenizer, partial, max_positions)
+    with new_folder(output, phase=meta.get("phase"), step=meta.get("step")) as folder:
+        save_weights(folder, tensors, max_shard_bytes)
+        check_written(folder, tensors)
+        (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+        if isinstance(tokenizer, CopiedTokenizer):
+            copy_files(tokenizer, folder)
+        else:
+            to_hf_files(tokenizer, folder, max_positions)
         count = sum(x.size for x in tensors.values())
-        (partial / "README.md").write_text(
+        (folder / "README.md").write_text(
             model_card(output.name, meta, fields, count, held_out_groups), encoding="utf-8"
         )
+        return compare_with_transformers(folder)
+
+
+@contextlib.contextmanager
+def new_folder(output: Path, **note: object) -> Iterator[Path]:
+    """A hidden folder to write a model into; it becomes `output` when the block ends, and vanishes when it raises.
+
+    A marker in it lists its files, so that a later export, merge or trimming may replace the folder and nothing else.
+
+    Args:
+      output: absent, empty, or such a folder.
+      note: what the marker records besides.
+
+    Raises:
+      UserError: the output folder holds something else.
+    """
+    check_output(output)
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    partial = output.absolute().parent / f".{output.name}.partial-{os.getpid()}"
+    partial.mkdir()
+    try:
+        yield partial
         marker = {
             "written_by": "mmbert_jax",
-            "phase": meta.get("phase"),
-            "step": meta.get("step"),
+            **note,
             "files": {path.name: _sha256(path) for path in sorted(partial.iterdir())},
         }
         (partial / MARKER).write_text(json.dumps(marker, indent=2) + "\n")
@@ -106,7 +140,7 @@ def check_output(output: Path) -> None:
         )
 
 
-def _check_written(folder: Path, tensors: dict[str, np.ndarray]) -> None:
+def check_written(folder: Path, tensors: dict[str, np.ndarray]) -> None:
     """Reads the weights back; what is on disk has to be what was meant, bit for bit."""
     read = load_weights(folder)
     if read.keys() != tensors.keys():

@@ -1,26 +1,61 @@
 """From a folder that `transformers` wrote (or `hf.export`) to parameters; needs neither `transformers` nor torch."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 
 from mmbert_jax.errors import UserError
-from mmbert_jax.hf.config import from_hf
-from mmbert_jax.hf.names import to_ours
+from mmbert_jax.hf.config import ARCHITECTURES, SPECIAL_IDS, HfConfig, read_config
+from mmbert_jax.hf.names import PREFIX, to_ours
 from mmbert_jax.hf.weights import load_weights
 from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.model.task_heads import ENCODER, MLM
 
 # The stored dtypes that float32 holds exactly.
 EXACT_IN_FLOAT32 = ("float32", "bfloat16", "float16")
 EMBEDDING, DECODER = "model.embeddings.tok_embeddings.weight", "decoder.weight"
 
 
+@dataclasses.dataclass(frozen=True)
+class HfModel:
+    """A folder's content.
+
+    Attributes:
+      params: nested dict of float32 arrays, in the tree of `task_heads.init_params_with`.
+    """
+
+    params: dict
+    config: HfConfig
+
+
 def load_hf(folder: str | Path) -> tuple[dict, ModelConfig, int]:
-    """Reads a local ModernBertForMaskedLM.
+    """Reads a local ModernBertForMaskedLM with this project's special ids.
 
     Returns:
       Parameters (nested dict of float32 arrays), the model's shape, `max_position_embeddings`.
+
+    Raises:
+      UserError: see `load_model`; or another head, or other special ids.
+    """
+    model = load_model(folder)
+    config = model.config
+    if config.head.kind != MLM:
+        raise UserError(
+            f"{folder}: architectures is [{ARCHITECTURES[config.head.kind]!r}]; a {ARCHITECTURES[MLM]} is needed here"
+        )
+    for field, i in config.special_ids.items():
+        if i != SPECIAL_IDS[field]:
+            raise UserError(
+                f"{folder}: {field} is {i}; only {SPECIAL_IDS[field]} (the special ids of this project's tokenisers)"
+                " can be used here"
+            )
+    return model.params, config.model, config.max_positions
+
+
+def load_model(folder: str | Path) -> HfModel:
+    """Reads a local ModernBERT: masked LM, sequence or token classifier, question answering, or bare encoder.
 
     Raises:
       UserError: no such folder, another architecture, pickled or damaged weights, tensors that are missing, surplus
@@ -36,7 +71,7 @@ def load_hf(folder: str | Path) -> tuple[dict, ModelConfig, int]:
     except ValueError as error:
         raise UserError(f"{folder / 'config.json'} is not JSON ({error})") from error
     try:
-        config, max_positions = from_hf(fields)
+        config = read_config(fields)
         tensors = load_weights(folder)
         for name, tensor in tensors.items():
             if tensor.dtype.name not in EXACT_IN_FLOAT32:
@@ -44,8 +79,11 @@ def load_hf(folder: str | Path) -> tuple[dict, ModelConfig, int]:
                     f"{name} is stored as {tensor.dtype.name}; only {', '.join(EXACT_IN_FLOAT32)} are read"
                 )
         tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
-        _drop_tied_copy(tensors)
-        return to_ours(tensors, config), config, max_positions
+        if config.head.kind == MLM:
+            _drop_tied_copy(tensors)
+        if config.head.kind == ENCODER and all(name.startswith(PREFIX) for name in tensors):
+            tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+        return HfModel(to_ours(tensors, config.model, config.head), config)
     except UserError as error:
         raise UserError(
             str(error) if str(folder) in str(error) else f"{folder}: {error}"

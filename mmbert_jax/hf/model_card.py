@@ -2,10 +2,29 @@
 
 from collections.abc import Mapping, Sequence
 
+from mmbert_jax.model.task_heads import ENCODER, MLM, SEQUENCES, SPANS, TOKENS, HeadConfig
+
+# Kind of head -> pipeline_tag, what it is called, the class that loads it.
+HEADS = {
+    MLM: ("fill-mask", "a masked-language-model head", "AutoModelForMaskedLM"),
+    ENCODER: ("feature-extraction", "no head", "AutoModel"),
+    SEQUENCES: (
+        "text-classification",
+        "a head for classes of texts",
+        "AutoModelForSequenceClassification",
+    ),
+    TOKENS: (
+        "token-classification",
+        "a head for classes of tokens",
+        "AutoModelForTokenClassification",
+    ),
+    SPANS: ("question-answering", "a head for answer spans", "AutoModelForQuestionAnswering"),
+}
+
 FRONT_MATTER = """\
 ---
 library_name: transformers
-pipeline_tag: fill-mask
+pipeline_tag: {tag}
 tags:
 - modernbert
 - multilingual
@@ -34,6 +53,24 @@ print(tokenizer.decode(logits[0, mask].argmax()))
 both generations of RoPE fields.
 """
 
+USAGE_OF_OTHERS = """\
+## Use
+
+```python
+import torch
+from transformers import AutoTokenizer, {auto_class}
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = {auto_class}.from_pretrained("{name}").eval()
+
+inputs = tokenizer(["One text.", "And another."], padding=True, return_tensors="pt")
+with torch.no_grad():
+    outputs = model(**inputs)
+```
+
+Needs `transformers` {version} or newer: config.json carries both generations of RoPE fields.
+"""
+
 MODEL_FIELDS = (
     "num_hidden_layers",
     "hidden_size",
@@ -54,23 +91,35 @@ def model_card(
 
     Args:
       name: the model's name, used as the title and in the usage example.
-      meta: of the checkpoint (see `train.describe_checkpoint` and `merge.checkpoints.merged_meta`).
+      meta: of the checkpoint (see `train.describe_checkpoint` and `merge.output.merged_meta`).
       fields: of config.json (see `hf.config`).
       parameters: how many the model has.
       held_out_groups: group -> {"loss", "accuracy", "languages"}; may be empty.
     """
+    head = HeadConfig.from_config(meta["config"])
+    tag, _, loader = HEADS[head.kind]
+    if head.kind == MLM and "special_ids" not in meta["config"]:
+        usage = USAGE.format(name=name)
+    else:
+        version = "4.53" if head.kind == SPANS else "4.48"
+        usage = USAGE_OF_OTHERS.format(name=name, auto_class=loader, version=version)
     parts = [
-        FRONT_MATTER,
+        FRONT_MATTER.format(tag=tag),
         f"# {name}\n",
         _introduction(meta, fields, parameters),
         _held_out(held_out_groups),
-        USAGE.format(name=name),
+        usage,
         _training(meta),
         _languages(meta.get("languages")),
         "## Model\n\n"
         + _table(("Field", "Value"), [(f"`{key}`", fields[key]) for key in MODEL_FIELDS]),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def auto_class(meta: Mapping) -> str:
+    """The class of `transformers` that loads the model of a checkpoint."""
+    return HEADS[HeadConfig.from_config(meta["config"]).kind][2]
 
 
 def _introduction(meta: Mapping, fields: Mapping, parameters: int) -> str:
@@ -80,9 +129,10 @@ def _introduction(meta: Mapping, fields: Mapping, parameters: int) -> str:
         origin = f"merged from {len(meta['merge']['models'])} checkpoints of mmbert_jax"
     else:
         origin = f"trained with mmbert_jax, phase `{meta['phase']}`"
+    head = HEADS[HeadConfig.from_config(meta["config"]).kind][1]
     outside = parameters - fields["vocab_size"] * fields["hidden_size"]
     return (
-        f"A ModernBERT encoder with a masked-language-model head, {origin}. It has {parameters:,} parameters,"
+        f"A ModernBERT encoder with {head}, {origin}. It has {parameters:,} parameters,"
         f" {outside:,} of them outside the token embedding, and reads up to {fields['max_position_embeddings']:,}"
         " tokens.\n"
     )
@@ -106,10 +156,12 @@ def _training(meta: Mapping) -> str:
     """The phases that led here, then the last one's settings or the recipe of the merge."""
     config = meta["config"]
     if merge := meta.get("merge"):
-        recipe = f"{merge['method'].upper()} (density {merge['density']}, lambda {merge['lambda']})"
-        rows = [("base", *_phase(merge["base"]))]
+        settings = ("density", "lambda", "seed", "decay", "t")
+        told = ", ".join(f"{name} {merge[name]}" for name in settings if name in merge)
+        recipe = merge["method"].upper().replace("_", " ") + (f" ({told})" if told else "")
+        rows = [("base", *_phase(merge["base"]))] if "base" in merge else []
         rows += [
-            (f"weight {w}", *_phase(m))
+            (f"weight {round(w, 4)}", *_phase(m))
             for w, m in zip(merge["weights"], merge["models"], strict=True)
         ]
         return f"## Training\n\nMerged by {recipe} from:\n\n" + _table(

@@ -1,10 +1,10 @@
-"""Names and layouts of a masked-LM model's parameters, here and in `transformers`: one table for both directions.
+"""Names and layouts of a model's parameters, here and in `transformers`: one table for both directions and any head.
 
 Parameters here are a flat dict keyed by path ("layers/3/attn/wqkv"); there, by state-dict name. A linear layer's weight
 is [in..., out...] here (heads and halves are dimensions of their own) and [out, in] there, so that exporting is a
 reshape and a transposition, never arithmetic: a round trip keeps every bit.
 
-Letters: V vocabulary, D hidden size, H heads, K head dim, F GLU intermediate size.
+Letters: V vocabulary, D hidden size, H heads, K head dim, F GLU intermediate size, C classes.
 """
 
 import dataclasses
@@ -15,9 +15,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mmbert_jax.errors import UserError
 from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.model.task_heads import ENCODER, MLM, HeadConfig
 
 Arrays = dict[str, np.ndarray]
 Shape = tuple[int, ...]
+
+MASKED_LM = HeadConfig()
+PREFIX = "model."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Name:
     """One row of the table; `{i}` stands for the layer.
 
     Attributes:
-      ours, theirs: path here, name in a `ModernBertForMaskedLM` state dict.
+      ours, theirs: path here, name in the state dict of a model with a head.
       shape: of the parameter here.
       inputs: how many leading dimensions of a linear layer's weight are its inputs; 0 for what is laid out alike.
     """
@@ -36,8 +40,7 @@ class Name:
     inputs: int = 0
 
 
-# `decoder.weight` is missing on purpose: it is tied to the embedding and neither side stores it.
-NAMES = (
+ENCODER_NAMES = (
     Name(
         "embeddings/tokens",
         "model.embeddings.tok_embeddings.weight",
@@ -71,21 +74,42 @@ NAMES = (
         inputs=1,
     ),
     Name("final_norm", "model.final_norm.weight", lambda c: (c.hidden_size,)),
-    Name("head/dense", "head.dense.weight", lambda c: (c.hidden_size, c.hidden_size), inputs=1),
-    Name("head/norm", "head.norm.weight", lambda c: (c.hidden_size,)),
-    Name("head/bias", "decoder.bias", lambda c: (c.vocab_size,)),
 )
 
 
-def table(config: ModelConfig) -> list[Name]:
-    """The rows of a model of this size, layer by layer, without layer 0's attention norm, which does not exist."""
+def head_names(head: HeadConfig) -> tuple[Name, ...]:
+    """The rows of a head. A masked LM's `decoder.weight` is tied to the embedding, and neither side stores it."""
+    if head.kind == ENCODER:
+        return ()
+    names = (
+        Name("head/dense", "head.dense.weight", lambda c: (c.hidden_size, c.hidden_size), inputs=1),
+        Name("head/norm", "head.norm.weight", lambda c: (c.hidden_size,)),
+    )
+    if head.kind == MLM:
+        return (*names, Name("head/bias", "decoder.bias", lambda c: (c.vocab_size,)))
+    classes = len(head.labels)
+    if head.dense_bias:
+        names += (Name("head/dense_bias", "head.dense.bias", lambda c: (c.hidden_size,)),)
+    return (
+        *names,
+        Name("head/classifier", "classifier.weight", lambda c: (c.hidden_size, classes), inputs=1),
+        Name("head/classifier_bias", "classifier.bias", lambda _: (classes,)),
+    )
+
+
+def table(config: ModelConfig, head: HeadConfig = MASKED_LM) -> list[Name]:
+    """The rows of a model of this size, layer by layer, without layer 0's attention norm, which does not exist.
+
+    The names of a bare encoder lack the prefix that the encoder has inside a model with a head.
+    """
     rows = []
-    for name in NAMES:
+    for name in (*ENCODER_NAMES, *head_names(head)):
         layers = range(config.num_layers) if "{i}" in name.ours else (None,)
         for i in layers:
-            row = dataclasses.replace(
-                name, ours=name.ours.format(i=i), theirs=name.theirs.format(i=i)
-            )
+            theirs = name.theirs.format(i=i)
+            if head.kind == ENCODER:
+                theirs = theirs.removeprefix(PREFIX)
+            row = dataclasses.replace(name, ours=name.ours.format(i=i), theirs=theirs)
             if row.ours != "layers/0/attn_norm":
                 rows.append(row)
     return rows
@@ -99,18 +123,18 @@ def their_shape(name: Name, config: ModelConfig) -> Shape:
     return int(np.prod(shape[name.inputs :])), int(np.prod(shape[: name.inputs]))
 
 
-def to_theirs(params: Mapping, config: ModelConfig) -> Arrays:
+def to_theirs(params: Mapping, config: ModelConfig, head: HeadConfig = MASKED_LM) -> Arrays:
     """Parameters (nested dict of arrays) -> `transformers` state dict, in the same dtypes.
 
     Raises:
       UserError: a parameter is missing, surplus or of another shape than the config says.
     """
     flat = flatten_dict(params, sep="/")
-    rows = table(config)
+    rows = table(config, head)
     check(
         {path: np.shape(x) for path, x in flat.items()},
         {name.ours: name.shape(config) for name in rows},
-        what="the checkpoint's parameters do not fit its config.model",
+        what="the checkpoint's parameters do not fit its config",
     )
     tensors = {}
     for name in rows:
@@ -122,13 +146,13 @@ def to_theirs(params: Mapping, config: ModelConfig) -> Arrays:
     return tensors
 
 
-def to_ours(tensors: Arrays, config: ModelConfig) -> dict:
+def to_ours(tensors: Arrays, config: ModelConfig, head: HeadConfig = MASKED_LM) -> dict:
     """`transformers` state dict -> parameters as a nested dict of arrays, in the same dtypes.
 
     Raises:
       UserError: a tensor is missing, surplus or of another shape than the config says.
     """
-    rows = table(config)
+    rows = table(config, head)
     check(
         {name: x.shape for name, x in tensors.items()},
         {name.theirs: their_shape(name, config) for name in rows},

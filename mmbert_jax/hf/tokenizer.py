@@ -5,9 +5,15 @@ for merges all splits of a piece into two pieces. sentencepiece merges the pair 
 leftmost of equals; `tokenizers` takes the merge of the lowest rank, so merges are ranked by the result's id.
 """
 
+import dataclasses
+import hashlib
 import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import tokenizers
 
 from mmbert_jax.data.special_ids import BOS, EOS, MASK, PAD, PIECES, UNK
 from mmbert_jax.data.tokenizer import TOKENIZER_JSON, SentencePieceTokenizer, Tokenizer
@@ -15,7 +21,67 @@ from mmbert_jax.errors import UserError
 from mmbert_jax.hf.sentencepiece_model import BYTE, NORMAL, USER_DEFINED, parse_model
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
+# What `AutoTokenizer` reads of a model whose tokeniser is not this project's.
+FILES = (TOKENIZER_JSON, TOKENIZER_CONFIG, "special_tokens_map.json")
 SPACE = "▁"
+
+
+@dataclasses.dataclass(frozen=True)
+class CopiedTokenizer:
+    """Another project's tokeniser, with special ids of its own: its files go through as they are."""
+
+    folder: Path
+    vocab_size: int
+    sha256: str  # of tokenizer.json
+
+
+def open_copied(folder: str | Path) -> CopiedTokenizer:
+    """The tokeniser files of an imported model.
+
+    Raises:
+      UserError: there is no tokenizer.json, or it is not one.
+    """
+    path = Path(folder) / TOKENIZER_JSON
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); give the model's tokeniser folder"
+        ) from None
+    try:
+        size = tokenizers.Tokenizer.from_str(data.decode()).get_vocab_size()
+    # `tokenizers` raises bare Exception for a file that it does not understand.
+    except Exception as error:
+        raise UserError(f"{path}: not a tokenizer.json ({error})") from None
+    return CopiedTokenizer(Path(folder), size, hashlib.sha256(data).hexdigest())
+
+
+def copied_tokenizer(meta: Mapping, folder: str | Path | None = None) -> CopiedTokenizer:
+    """The tokeniser in `folder`, or in the folder that the checkpoint was imported from.
+
+    Raises:
+      UserError: there is none, or it is not the one that was imported.
+    """
+    recorded = meta.get("tokenizer") or {}
+    place = folder or recorded.get("path")
+    if place is None:
+        raise UserError(
+            "the checkpoint was imported from a folder without a tokeniser; give it with --tokenizer DIR"
+        )
+    found = open_copied(place)
+    if recorded and found.sha256 != recorded["sha256"]:
+        raise UserError(
+            f"{found.folder / TOKENIZER_JSON} is not the one that was imported with the model"
+            f" (sha256 {recorded['sha256'][:12]}...); give that one with --tokenizer DIR"
+        )
+    return found
+
+
+def copy_files(tokenizer: CopiedTokenizer, folder: Path) -> None:
+    """Copies the tokeniser's files, byte for byte."""
+    for name in FILES:
+        if (tokenizer.folder / name).exists():
+            shutil.copyfile(tokenizer.folder / name, folder / name)
 
 
 def to_hf_files(tokenizer: Tokenizer, folder: str | Path, model_max_length: int) -> None:

@@ -1,6 +1,8 @@
 """A folder's safetensors files: one, or shards with an index, in the layout that `transformers` reads and writes."""
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -49,19 +51,48 @@ def load_weights(folder: Path) -> dict[str, np.ndarray]:
     """
     tensors = {}
     for file, names in _files(folder).items():
-        try:
-            with safe_open(folder / file, framework="np") as opened:
-                for name in opened.keys() if names is None else names:
-                    tensors[name] = opened.get_tensor(name)
-        except FileNotFoundError as error:
-            raise UserError(
-                f"{folder / file} is missing although {INDEX} names it; copy the folder again"
-            ) from error
-        except SafetensorError as error:
-            raise UserError(
-                f"{folder / file} cannot be read ({error}); copy the folder again"
-            ) from error
+        with _opened(folder / file) as opened:
+            for name in opened.keys() if names is None else names:
+                tensors[name] = opened.get_tensor(name)
     return tensors
+
+
+def open_weights(
+    folder: Path,
+) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
+    """A folder's tensors, to be read one at a time.
+
+    Returns:
+      Shapes by name, and a function from a name to that tensor in its stored dtype.
+
+    Raises:
+      UserError: as `load_weights`, also when a tensor is read.
+    """
+    shapes, places = {}, {}
+    for file, names in _files(folder).items():
+        with _opened(folder / file) as opened:
+            for name in opened.keys() if names is None else names:
+                shapes[name] = tuple(opened.get_slice(name).get_shape())
+                places[name] = file
+
+    def read(name: str) -> np.ndarray:
+        with _opened(folder / places[name]) as opened:
+            return opened.get_tensor(name)
+
+    return shapes, read
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator:
+    try:
+        with safe_open(path, framework="np") as opened:
+            yield opened
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} is missing although {INDEX} names it; copy the folder again"
+        ) from error
+    except SafetensorError as error:
+        raise UserError(f"{path} cannot be read ({error}); copy the folder again") from error
 
 
 def _files(folder: Path) -> dict[str, list[str] | None]:

@@ -1,1 +1,1 @@
-"""Using a trained model: filling masks."""
+"""Using a trained model: vectors of texts, and filling masks."""

@@ -1,27 +1,31 @@
-"""What a model puts in place of `<mask>`: `python -m mmbert_jax.inference.fill_mask --checkpoint RUN --text "..."`."""
+"""What a model puts in place of `<mask>`: `python -m mmbert_jax.inference.fill_mask --checkpoint RUN --text "..."`.
+
+Letters: B rows of a batch, L row length, M masks, D hidden size.
+"""
 
 import argparse
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmbert_jax.checkpoint import restore_params
-from mmbert_jax.data.corpus import row_to_arrays
-from mmbert_jax.data.packing import best_fit
-from mmbert_jax.data.special_ids import BOS, EOS, MASK, PIECES
-from mmbert_jax.data.tokenizer import Tokenizer
+from mmbert_jax.data.special_ids import MASK, PIECES
 from mmbert_jax.errors import UserError, run_main
-from mmbert_jax.inference.checkpoint_tokenizer import checkpoint_tokenizer
+from mmbert_jax.inference import stream
+from mmbert_jax.inference.load import Model, load, tokenise, use_compile_cache
+from mmbert_jax.inference.rows import Batch, batch_arrays, plan
+from mmbert_jax.model import heads
 from mmbert_jax.model.config import ModelConfig
-from mmbert_jax.model.heads import bind
 
 MASK_TEXT = PIECES[MASK]
-# Rows are a multiple of this, so that texts of similar lengths share a compiled program.
-ROW_MULTIPLE = 128
+# Masks that go through the head at once: all their logits are held, 64 MB for a vocabulary of 256,000.
+MASKS_AT_ONCE = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,101 +38,183 @@ class Prediction:
 
 
 def fill_mask(
-    params: Mapping,
-    config: ModelConfig,
-    tokenizer: Tokenizer,
-    texts: Sequence[str],
-    top_k: int = 5,
+    model: Model, texts: Sequence[str], top_k: int = 5, *, batch_tokens: int | None = None
 ) -> list[list[list[Prediction]]]:
     """The `top_k` likeliest tokens for every mask of every text, likeliest first: result[text][mask][rank].
 
     Texts are packed into rows; what stands in one text does not influence another. A mask stands for a token with the
     white space before it, as pieces are masked in training.
 
-    Raises:
-      UserError: a text has no `<mask>`, or there are not `top_k` tokens.
-    """
-    if not 1 <= top_k <= config.vocab_size:
-        raise UserError(
-            f"top_k is {top_k}; it has to be between 1 and the vocabulary's {config.vocab_size}"
-        )
-    sequences = [_encode(tokenizer, text, number) for number, text in enumerate(texts, start=1)]
-    longest = max((len(ids) for ids in sequences), default=0)
-    row_length = -(-longest // ROW_MULTIPLE) * ROW_MULTIPLE
-    rows = best_fit([len(ids) for ids in sequences], row_length)
-    # One number of slots for all rows, again to share a program; slot 0 of a row fills up what is not needed.
-    slots = max((sum(sequences[text].count(MASK) for text in row) for row in rows), default=0)
+    Args:
+      batch_tokens: how many tokens go through the model at once; None: `rows.default_batch_tokens()`.
 
-    predictions: list[list[list[Prediction]]] = [[] for _ in texts]
-    for row in rows:
-        tokens = np.concatenate([np.asarray(sequences[text], np.int32) for text in row])
-        ends = np.cumsum([len(sequences[text]) for text in row])
-        arrays = {name: x[None] for name, x in row_to_arrays(tokens, ends, row_length).items()}
-        masked = np.flatnonzero(tokens == MASK)
-        probabilities, ids = _top(params, config, arrays, np.resize(masked, slots), top_k)
-        owner = np.searchsorted(ends, masked, side="right")
-        for text, values, candidates in zip(
-            owner, np.asarray(probabilities), np.asarray(ids), strict=False
-        ):
-            predictions[row[text]].append(
-                [
-                    Prediction(int(i), tokenizer.decode([int(i)]), float(p))
-                    for p, i in zip(values, candidates, strict=True)
-                ]
-            )
+    Raises:
+      UserError: a text has no `<mask>`, or one beyond `model.max_length`, or there are not `top_k` tokens.
+    """
+    places = [f"text {number} ({text[:60]!r})" for number, text in enumerate(texts, start=1)]
+    sequences, _ = masked_sequences(model, texts, places)
+    predictions: list = [None] * len(texts)
+    for batch, out in stream.ahead(run(model, sequences, top_k, batch_tokens=batch_tokens)):
+        for text, masks in by_text(batch, out, sequences, model):
+            predictions[text] = masks
     return predictions
 
 
-def _encode(tokenizer: Tokenizer, text: str, number: int) -> list[int]:
-    ids = tokenizer.encode(text)
-    if MASK not in ids:
+def masked_sequences(
+    model: Model, texts: Sequence[str], places: Sequence[str]
+) -> tuple[list[list[int]], list[bool]]:
+    """`tokenise`, and every text has a mask and none is cut off; `places` name the texts in messages."""
+    sequences, cut = tokenise(model, texts)
+    for text, place, ids, was_cut in zip(texts, places, sequences, cut, strict=True):
+        masks = text.count(MASK_TEXT)
+        if not masks:
+            raise UserError(
+                f"{place} has no {MASK_TEXT}; write {MASK_TEXT} where a token is to be guessed"
+            )
+        if was_cut and ids.count(MASK) < masks:
+            raise UserError(
+                f"{place} has a {MASK_TEXT} beyond the {model.max_length} tokens that are read; shorten it"
+            )
+    return sequences, cut
+
+
+def run(
+    model: Model,
+    sequences: Sequence[Sequence[int]],
+    top_k: int,
+    *,
+    batch_tokens: int | None = None,
+) -> Iterator[tuple[Batch, list[tuple[jax.Array, jax.Array]]]]:
+    """Starts one batch after the other on the device; `by_text` takes apart what comes out.
+
+    Yields:
+      A batch, and of all its masks, row by row, probabilities float32 [M, top_k] and ids int32 [M, top_k] in parts of
+      MASKS_AT_ONCE; the last part may have some more rows than there are masks.
+    """
+    if not 1 <= top_k <= model.config.vocab_size:
         raise UserError(
-            f"text {number} ({text[:60]!r}) has no {MASK_TEXT}; write {MASK_TEXT} where a token is to be guessed"
+            f"top_k is {top_k}; it has to be between 1 and the vocabulary's {model.config.vocab_size}"
         )
-    return [BOS, *ids, EOS]
+    dtype = jnp.dtype(model.dtype)
+    for batch in plan([len(ids) for ids in sequences], model.config, batch_tokens):
+        arrays = batch_arrays(batch, sequences)
+        hidden = heads.encode(model.params, model.config, **arrays, dtype=dtype)
+        masked = np.flatnonzero(arrays["tokens"] == MASK)
+        parts = []
+        for start in range(0, len(masked), MASKS_AT_ONCE):
+            part = masked[start : start + MASKS_AT_ONCE]
+            # A power of two, so that few numbers of masks need a program of their own.
+            slots = 1 << (len(part) - 1).bit_length()
+            vectors = _gather(hidden, np.resize(part, slots))
+            parts.append(_top(model.params, model.config, vectors, top_k))
+        yield batch, parts
+
+
+def by_text(
+    batch: Batch, out: list[tuple[jax.Array, jax.Array]], sequences, model: Model
+) -> Iterator[tuple[int, list[list[Prediction]]]]:
+    """Each text of a batch of `run` and what may stand at its masks."""
+    probabilities, ids = (np.concatenate([np.asarray(part[i]) for part in out]) for i in (0, 1))
+    mask = 0
+    for text in (text for row in batch.rows for text in row):
+        masks = []
+        for _ in range(sequences[text].count(MASK)):
+            masks.append(
+                [
+                    Prediction(int(i), model.tokenizer.decode([int(i)]), float(p))
+                    for p, i in zip(probabilities[mask], ids[mask], strict=True)
+                ]
+            )
+            mask += 1
+        yield text, masks
+
+
+@jax.jit
+def _gather(hidden: jax.Array, masked: jax.Array) -> jax.Array:
+    """Of hidden states [B, L, D] those at flat positions int32 [M]: [M, D]."""
+    return hidden.reshape(-1, hidden.shape[-1])[masked]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "top_k"))
-def _top(params, config: ModelConfig, arrays, masked, top_k: int) -> tuple[jax.Array, jax.Array]:
-    """Probabilities float32 [M, top_k] and ids int32 [M, top_k] at positions `masked` int32 [M] of one row."""
-    model = bind(config, params)
-    hidden = model(arrays["tokens"], arrays["segment_ids"], arrays["positions"], jnp.float32)
-    return jax.lax.top_k(jax.nn.softmax(model.logits(hidden[0, masked])), top_k)
+def _top(params, config: ModelConfig, hidden, top_k: int) -> tuple[jax.Array, jax.Array]:
+    """Probabilities float32 [M, top_k] and ids int32 [M, top_k] for hidden states [M, D]."""
+    logits = heads.bind(config, params).logits(hidden)
+    return jax.lax.top_k(jax.nn.softmax(logits), top_k)
+
+
+def jsonl_bytes(
+    record: stream.Record, ids: list[int], masks: list[list[Prediction]]
+) -> list[bytes]:
+    """`{"id": ..., "masks": [[{"token_id": ..., "token": ..., "probability": ...}, ...], ...]}`."""
+    del ids
+    value = {"id": record.id, "masks": [[dataclasses.asdict(p) for p in mask] for mask in masks]}
+    return [(json.dumps(value, ensure_ascii=False) + "\n").encode()]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Prints what a model puts in place of <mask>.",
-        epilog="example:\n  python -m mmbert_jax.inference.fill_mask --checkpoint runs/demo/merged \\\n"
-        '      --text "January, February,<mask>" --top_k 3',
+        description="Prints what a model puts in place of <mask>, or writes it for every text of a JSONL file. A run"
+        " that was killed goes on where it was when the same command is given again.",
+        epilog="examples:\n  python -m mmbert_jax.inference.fill_mask --checkpoint runs/demo/merged \\\n"
+        '      --text "January, February,<mask>" --top_k 3\n'
+        "  python -m mmbert_jax.inference.fill_mask --checkpoint my-model --input texts.jsonl --output filled.jsonl",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        help="a run folder (its newest checkpoint) or one checkpoint in it",
+    texts = parser.add_mutually_exclusive_group(required=True)
+    texts.add_argument("--text", nargs="+", help="texts, each with at least one <mask>")
+    texts.add_argument(
+        "--input", type=Path, help="*.jsonl, *.jsonl.gz or *.jsonl.zst; - reads standard input"
     )
     parser.add_argument(
-        "--text", required=True, nargs="+", help="texts, each with at least one <mask>"
+        "--output",
+        type=Path,
+        help="with --input: JSONL, a line for every record, in their order; - writes to standard output",
     )
     parser.add_argument(
-        "--top_k", type=int, default=5, help="how many tokens to print for each mask (default 5)"
+        "--top_k", type=int, default=5, help="how many tokens to give for each mask (default 5)"
     )
-    parser.add_argument(
-        "--tokenizer", help="folder or file; by default the one the checkpoint was trained with"
-    )
+    stream.add_arguments(parser)
     args = parser.parse_args()
+    if (args.input is None) != (args.output is None):
+        raise UserError("--input and --output go together")
+    if args.input:
+        stream.check_arguments(args)
 
-    params, meta = restore_params(args.checkpoint)
-    tokenizer = checkpoint_tokenizer(meta, args.tokenizer)
-    config = ModelConfig.from_config(meta["config"]["model"])
-    for text, masks in zip(
-        args.text, fill_mask(params, config, tokenizer, args.text, args.top_k), strict=True
-    ):
+    use_compile_cache(args.compile_cache)
+    model = load(
+        args.checkpoint, tokenizer=args.tokenizer, max_length=args.max_length, dtype=args.dtype
+    )
+    if args.input:
+        fill_file(args, model)
+        return
+    filled = fill_mask(model, args.text, args.top_k, batch_tokens=args.batch_tokens)
+    for text, masks in zip(args.text, filled, strict=True):
         print(text)
         for number, candidates in enumerate(masks, start=1):
             shown = "  ".join(f"{p.token!r} {100 * p.probability:.1f}%" for p in candidates)
             print(f"  mask {number}: {shown}")
+
+
+def fill_file(args: argparse.Namespace, model: Model) -> None:
+    """From `args.input` to `args.output`."""
+
+    def sequences(records):
+        return masked_sequences(model, [r.text for r in records], [r.place for r in records])
+
+    settings = {"top_k": args.top_k}
+    with closing(stream.open_output(args, model, [args.output], settings)) as output:
+        if output.complete:
+            return
+        stream.process(
+            args,
+            output,
+            tokenise=sequences,
+            start=functools.partial(run, model, top_k=args.top_k, batch_tokens=args.batch_tokens),
+            by_text=functools.partial(by_text, model=model),
+            to_bytes=jsonl_bytes,
+        )
+        output.finish()
+        stream.report(output, model)
 
 
 if __name__ == "__main__":

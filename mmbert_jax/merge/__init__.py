@@ -1,1 +1,1 @@
-"""Merging checkpoints, tensor by tensor, in NumPy."""
+"""Merging models tensor by tensor, in NumPy: `models` reads them, `recipe` merges, `output` writes."""

@@ -11,27 +11,11 @@ With base b, models t_i, weights w_i and density p, as mergekit defines it:
     result = b + lambda * D
 """
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-
-@dataclasses.dataclass(frozen=True)
-class Conflicts:
-    """What trimming and sign election did to a tensor.
-
-    Attributes:
-      size: entries of the tensor.
-      kept: entries of all task vectors left by trimming that are not zero.
-      changed: entries where at least one task vector is left.
-      conflicts: entries where the weighted task vectors that are left have both signs.
-    """
-
-    size: int
-    kept: int
-    changed: int
-    conflicts: int
+from mmbert_jax.merge.task_vectors import Conflicts, combine
 
 
 def trim(delta: np.ndarray, density: float) -> np.ndarray:
@@ -46,16 +30,19 @@ def trim(delta: np.ndarray, density: float) -> np.ndarray:
         return np.zeros_like(delta)
     keep = max(1, int(density * delta.size))
     magnitude = np.abs(delta).reshape(-1)
-    border = np.partition(magnitude, magnitude.size - keep)[magnitude.size - keep]
-    kept = magnitude > border
-    at_border = np.flatnonzero(magnitude == border)
+    magnitude.partition(magnitude.size - keep)
+    border = magnitude[magnitude.size - keep]
+    del magnitude  # as large as the tensor, which may be two thirds of a model
+    flat = delta.reshape(-1)
+    kept = (flat > border) | (flat < -border)
+    at_border = np.flatnonzero((flat == border) | (flat == -border))
     kept[at_border[: keep - np.count_nonzero(kept)]] = True
     return np.where(kept.reshape(delta.shape), delta, np.zeros((), delta.dtype))
 
 
 def ties(
     base: np.ndarray,
-    models: Sequence[np.ndarray],
+    models: Iterable[np.ndarray],
     weights: Sequence[float],
     *,
     density: float,
@@ -64,36 +51,10 @@ def ties(
     """Merges one tensor; computes in the base's dtype and returns that dtype.
 
     Args:
-      base, models: arrays of one shape and dtype.
-      weights: one for each model; only their ratios matter, as the mean is normalised.
+      base, models: arrays of one shape and dtype; an iterator of models is read one at a time.
+      weights: one for each model, above 0; only their ratios matter, as the mean is normalised.
       density: share of each task vector that is kept, 0 to 1.
       scale: lambda, by which the merged task vector is multiplied.
     """
-    dtype = base.dtype
-    total = np.zeros_like(base)
-    deltas = []
-    for model, weight in zip(models, weights, strict=True):
-        delta = trim(model - base, density)
-        delta *= dtype.type(weight)
-        total += delta
-        deltas.append(delta)
-    positive = total >= 0
-    merged, divisor = np.zeros_like(base), np.zeros_like(base)
-    any_up, any_down = np.zeros(base.shape, bool), np.zeros(base.shape, bool)
-    kept = 0
-    for delta, weight in zip(deltas, weights, strict=True):
-        up, down = delta > 0, delta < 0
-        agrees = np.where(positive, up, down)
-        merged += np.where(agrees, delta, dtype.type(0))
-        divisor += agrees * dtype.type(weight)
-        any_up |= up
-        any_down |= down
-        kept += np.count_nonzero(up) + np.count_nonzero(down)
-    merged /= np.where(divisor == 0, dtype.type(1), divisor)
-    counts = Conflicts(
-        size=base.size,
-        kept=kept,
-        changed=int(np.count_nonzero(any_up | any_down)),
-        conflicts=int(np.count_nonzero(any_up & any_down)),
-    )
-    return base + dtype.type(scale) * merged, counts
+    deltas = [trim(model - base, density) for model in models]
+    return combine(base, deltas, weights, scale=scale, elect=True)

@@ -1,7 +1,8 @@
-"""Plots of a curriculum: what each phase samples, and how its loss went."""
+"""Plots of a curriculum: what each phase samples, how its loss went, and how merges of its ends compare."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import rcParams
@@ -100,6 +101,48 @@ def plot_losses(
     right.legend(handles=grouped + phases, fontsize="small")
     for axes in (left, right):
         axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def plot_sweep(points: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Held-out loss of merges, a plot for each group: over the first setting, a curve for each choice of the others.
+
+    Args:
+      points: what `merge.sweep.sweep` returns; what was merged is drawn as horizontal lines.
+      path: the PNG to write.
+    """
+    merged = [point for point in points.values() if "weights" in point]
+    parents = {name: point for name, point in points.items() if "weights" not in point}
+    groups = list(merged[0]["held_out_groups"])
+    axis = next(iter(merged[0]["settings"]), None)
+    curves: dict[str, list[tuple[float, Mapping]]] = {}
+    for point in merged:
+        label = "weights " + ":".join(f"{weight:g}" for weight in point["weights"])
+        rest = {name: value for name, value in point["settings"].items() if name != axis}
+        label += "".join(f", {name} {value:g}" for name, value in rest.items())
+        x = point["settings"].get(axis, len(curves))
+        curves.setdefault(label, []).append((x, point["held_out_groups"]))
+
+    figure = Figure(figsize=(4 * len(groups) + 3, 4.5), layout="constrained")
+    colours = rcParams["axes.prop_cycle"].by_key()["color"]
+    for axes, group in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
+        for label, curve in curves.items():
+            ordered = sorted(curve, key=lambda place: place[0])
+            losses = [of_group[group]["loss"] for _, of_group in ordered]
+            axes.plot([x for x, _ in ordered], losses, "o-", markersize=4, label=label)
+        for i, (name, point) in enumerate(parents.items()):
+            axes.axhline(
+                point["held_out_groups"][group]["loss"],
+                color=colours[-1 - i % len(colours)],
+                linestyle=":",
+                label=name,
+            )
+        axes.set(title=group, xlabel=axis or "choice of weights")
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("held-out loss, nats a target")
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small"
+    )
     _save(figure, path)
 
 

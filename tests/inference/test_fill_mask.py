@@ -1,26 +1,18 @@
 """What fills a mask: the likeliest tokens of `transformers` for each text alone, however texts share rows."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
-from small_tokenizer import write_small_tokenizer
 
 from mmbert_jax.checkpoint import save_params
-from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.errors import UserError
-from mmbert_jax.hf.export import export_hf
-from mmbert_jax.inference import fill_mask as module
+from mmbert_jax.inference import rows
 from mmbert_jax.inference.fill_mask import fill_mask
-from mmbert_jax.model.config import ModelConfig
-from mmbert_jax.model.heads import init_params
 
-CONFIG = ModelConfig(
-    vocab_size=332, hidden_size=64, num_layers=4, num_heads=1, intermediate_size=48
-)
 TEXTS = [
     "the cat <mask> and the dog",
     "<mask>",
@@ -30,43 +22,18 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return load_tokenizer(write_small_tokenizer(tmp_path_factory.mktemp("corpus") / "tokenizer"))
-
-
-@pytest.fixture(scope="module")
-def params():
-    """Weights ten times those of the initialisation, so that tokens get clearly different probabilities."""
-    return jax.tree.map(lambda x: np.asarray(x) * (10 if x.ndim > 1 else 1), init_params(CONFIG, 0))
-
-
-@pytest.fixture(scope="module")
-def meta(tokenizer):
-    data = {"corpus": str(tokenizer.path.parents[1]), "row_length": 256, "sources": {}}
-    config = {"model": dataclasses.asdict(CONFIG), "data": data}
-    return {
-        "phase": "demo",
-        "step": 3,
-        "tokens": 5,
-        "tokenizer": {"sha256": tokenizer.sha256},
-        "config": config,
-    }
-
-
-def test_equals_transformers_text_by_text(params, meta, tokenizer, tmp_path):
+def test_equals_transformers_text_by_text(model, hf_folder):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    export_hf(tmp_path / "model", params, meta, tokenizer)
-    model = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "model")
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    reference = transformers.AutoModelForMaskedLM.from_pretrained(hf_folder)
+    theirs = transformers.AutoTokenizer.from_pretrained(hf_folder)
 
-    results = fill_mask(params, CONFIG, tokenizer, TEXTS, top_k=4)
+    results = fill_mask(model, TEXTS, top_k=4)
     assert [len(masks) for masks in results] == [1, 1, 3, 1, 1]
     for text, masks in zip(TEXTS, results, strict=True):
         ids = torch.tensor([theirs(text)["input_ids"]])
         with torch.no_grad():
-            probabilities = model(ids).logits[0].softmax(-1)[ids[0] == theirs.mask_token_id]
+            probabilities = reference(ids).logits[0].softmax(-1)[ids[0] == theirs.mask_token_id]
         expected = probabilities.topk(4)
         found = [[p.token_id for p in candidates] for candidates in masks]
         assert found == expected.indices.tolist()
@@ -74,16 +41,16 @@ def test_equals_transformers_text_by_text(params, meta, tokenizer, tmp_path):
         np.testing.assert_allclose(found, expected.values.numpy(), atol=1e-5)
         for candidates in masks:
             assert [p.token for p in candidates] == [
-                tokenizer.decode([p.token_id]) for p in candidates
+                model.tokenizer.decode([p.token_id]) for p in candidates
             ]
 
 
-@pytest.mark.parametrize("row_multiple", [8, 40])
-def test_how_texts_share_rows_does_not_matter(params, tokenizer, monkeypatch, row_multiple):
-    """Many short rows, or few with several texts: the same predictions as for each text by itself."""
-    alone = [fill_mask(params, CONFIG, tokenizer, [text])[0] for text in TEXTS]
-    monkeypatch.setattr(module, "ROW_MULTIPLE", row_multiple)
-    together = fill_mask(params, CONFIG, tokenizer, TEXTS)
+@pytest.mark.parametrize("row_lengths", [(32, 40, 256), (256,)])
+def test_how_texts_share_rows_does_not_matter(model, monkeypatch, row_lengths):
+    """Many short rows, or one with all texts: the same predictions as for each text by itself."""
+    alone = [fill_mask(model, [text])[0] for text in TEXTS]
+    monkeypatch.setattr(rows, "ROW_LENGTHS", row_lengths)
+    together = fill_mask(model, TEXTS)
     for masks, expected in zip(together, alone, strict=True):
         for candidates, wanted in zip(masks, expected, strict=True):
             assert [p.token_id for p in candidates] == [p.token_id for p in wanted]
@@ -92,52 +59,85 @@ def test_how_texts_share_rows_does_not_matter(params, tokenizer, monkeypatch, ro
             )
 
 
-def test_no_texts():
-    assert fill_mask({}, CONFIG, None, []) == []
+def test_more_masks_than_go_through_the_head_at_once(model):
+    one = fill_mask(model, ["a <mask>"], top_k=2)[0][0]
+    for masks in fill_mask(model, ["a <mask>"] * 70, top_k=2, batch_tokens=512):
+        assert [p.token_id for p in masks[0]] == [p.token_id for p in one]
+        np.testing.assert_allclose(
+            [p.probability for p in masks[0]], [p.probability for p in one], atol=1e-6
+        )
 
 
-def test_refuses_a_text_without_mask(params, tokenizer):
+def test_no_texts(model):
+    assert fill_mask(model, []) == []
+
+
+def test_refuses_a_text_without_mask(model):
     with pytest.raises(UserError, match=r"text 2 \('nothing here'\) has no <mask>"):
-        fill_mask(params, CONFIG, tokenizer, ["a <mask>", "nothing here"])
+        fill_mask(model, ["a <mask>", "nothing here"])
+
+
+def test_refuses_a_mask_that_would_be_cut_off(model):
+    short = dataclasses.replace(model, max_length=8)
+    assert len(fill_mask(short, ["a <mask>" + " and" * 20])[0]) == 1
+    with pytest.raises(UserError, match="has a <mask> beyond the 8 tokens"):
+        fill_mask(short, ["a <mask>" + " and" * 20 + "<mask>"])
 
 
 @pytest.mark.parametrize("top_k", [0, 333])
-def test_refuses_an_impossible_top_k(params, tokenizer, top_k):
+def test_refuses_an_impossible_top_k(model, top_k):
     with pytest.raises(UserError, match="top_k"):
-        fill_mask(params, CONFIG, tokenizer, ["<mask>"], top_k=top_k)
+        fill_mask(model, ["<mask>"], top_k=top_k)
 
 
-def run(*arguments):
+def run(environment, *arguments):
     command = [sys.executable, "-m", "mmbert_jax.inference.fill_mask", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_command_line(params, meta, tokenizer, tmp_path):
+def test_command_line(model, run_folder, params, meta, tokenizer, environment, tmp_path):
     """Finds the checkpoint's own tokeniser; says what is wrong with a text or a place where there is none."""
-    save_params(tmp_path / "run", params, meta)
-    result = run("--checkpoint", tmp_path / "run", "--text", TEXTS[0], TEXTS[2], "--top_k", 2)
+    result = run(
+        environment, "--checkpoint", run_folder, "--text", TEXTS[0], TEXTS[2], "--top_k", 2
+    )
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert lines[0] == TEXTS[0]
-    (best, second), *_ = fill_mask(params, CONFIG, tokenizer, [TEXTS[0]], top_k=2)[0]
+    (best, second), *_ = fill_mask(model, [TEXTS[0]], top_k=2)[0]
     assert lines[1] == "  mask 1: " + "  ".join(
         f"{p.token!r} {100 * p.probability:.1f}%" for p in (best, second)
     )
     assert len(lines) == 6
 
-    result = run("--checkpoint", tmp_path / "run", "--text", "no mask")
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith("error: text 1 ('no mask') has no <mask>")
     lost = meta | {
         "config": meta["config"]
-        | {"data": {"corpus": str(tmp_path / "gone"), "sources": {"web": {}}}}
+        | {
+            "data": meta["config"]["data"]
+            | {"corpus": str(tmp_path / "gone"), "sources": {"web": {}}}
+        }
     }
     save_params(tmp_path / "lost", params, lost)
-    result = run("--checkpoint", tmp_path / "lost", "--text", "<mask>")
-    assert result.returncode == 2
+    result = run(environment, "--checkpoint", tmp_path / "lost", "--text", "<mask>")
+    assert (result.returncode, result.stdout) == (2, "")
     assert "gone/web/tokenizer" in result.stderr
     assert "--tokenizer DIR" in result.stderr
-    result = run(
-        "--checkpoint", tmp_path / "lost", "--text", "<mask>", "--tokenizer", tokenizer.path
-    )
+
+
+def test_command_line_on_files(model, hf_folder, environment, tmp_path):
+    """One line for each record until the first that has no mask, which is named."""
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    words = ["--checkpoint", hf_folder, "--input", source, "--top_k", 2]
+    result = run(environment, *words, "--output", output)
     assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [line["id"] for line in lines] == list(range(len(TEXTS)))
+    for line, masks in zip(lines, fill_mask(model, TEXTS, top_k=2), strict=True):
+        found = [[p["token_id"] for p in mask] for mask in line["masks"]]
+        assert found == [[p.token_id for p in mask] for mask in masks]
+        assert line["masks"][0][0].keys() == {"token_id", "token", "probability"}
+
+    source.write_text('{"text": "<mask>"}\n{"text": "nothing here"}\n')
+    result = run(environment, *words, "--output", tmp_path / "other.jsonl")
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {source}, line 2 has no <mask>")

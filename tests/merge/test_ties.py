@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from hypothesis.extra import numpy as arrays
 
-from mmbert_jax.errors import UserError
-from mmbert_jax.merge.checkpoints import check_same, describe, merge, merged_meta
 from mmbert_jax.merge.ties import ties, trim
 
 
@@ -55,29 +53,6 @@ def test_float32_is_the_formula_within_rounding():
     np.testing.assert_allclose(
         merged, reference(base, models, (1, 1, 1), 0.5, 1.0), rtol=0, atol=1e-6
     )
-
-
-@pytest.mark.parametrize("density", [0.0, 0.003, 0.2, 0.5, 1.0])
-@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.5, 2.0, 1.25)])
-def test_equals_mergekit(density, weights):
-    """mergekit is no dependency: the test runs where it is installed."""
-    merge_methods = pytest.importorskip("mergekit.merge_methods")
-    torch = pytest.importorskip("torch")
-    base, models = draw(seed=2, shape=(64, 48), dtype=np.float32)
-    parameters = {
-        "weight": list(weights),
-        "density": [density] * 3,
-        "lambda": 0.7,
-        "normalize": True,
-    }
-    theirs = merge_methods.merge_tensors(
-        [torch.from_numpy(x) for x in (base, *models)],
-        "ties",
-        parameters=parameters | {"int8_mask": False},
-        base_index=0,
-    ).numpy()
-    ours, _ = ties(base, models, weights, density=density, scale=0.7)
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-7)
 
 
 @hypothesis.given(
@@ -141,67 +116,3 @@ def test_inputs_are_left_alone():
     ties(base, models, [1, 1, 1], density=0.5)
     for x, copy in zip((base, *models), copies, strict=True):
         np.testing.assert_array_equal(x, copy)
-
-
-def tree(seed):
-    rng = np.random.default_rng(seed)
-    return {
-        "embeddings": {"tokens": rng.normal(size=(10, 4)).astype(np.float32)},
-        "layers": {
-            str(i): {"mlp": {"wi": rng.normal(size=(4, 2, 3)).astype(np.float32)}} for i in range(2)
-        },
-    }
-
-
-def meta(row_length=64, **extra):
-    return {
-        "config": {"model": {"hidden_size": 4}, "data": {"row_length": row_length}},
-        "step": 5,
-        "phase": "a",
-    } | extra
-
-
-def test_merges_every_tensor_by_itself_and_reports_groups():
-    base, models = tree(0), [tree(1), tree(2)]
-    merged, counts = merge(base, models, [1.0, 1.0], density=0.5, scale=1.0)
-    expected, _ = ties(
-        base["layers"]["1"]["mlp"]["wi"],
-        [model["layers"]["1"]["mlp"]["wi"] for model in models],
-        [1.0, 1.0],
-        density=0.5,
-    )
-    np.testing.assert_array_equal(merged["layers"]["1"]["mlp"]["wi"], expected)
-    table = describe(counts, num_models=2)
-    assert [line.split()[:3] for line in table.splitlines()[1:4]] == [
-        ["embeddings/tokens", "40", "50.0%"],
-        ["layers/mlp/wi", "48", "50.0%"],
-        ["all", "88", "50.0%"],
-    ]
-
-
-def test_refuses_models_of_another_shape_or_tokeniser():
-    base = (tree(0), meta(tokenizer={"sha256": "a"}))
-    check_same(base, (tree(1), meta(tokenizer={"sha256": "a"})), "m")
-    with pytest.raises(UserError, match="m: trained with another tokeniser"):
-        check_same(base, (tree(1), meta(tokenizer={"sha256": "b"})), "m")
-    other = meta(config={"model": {"hidden_size": 8}, "data": {"row_length": 64}})
-    with pytest.raises(UserError, match=r"m: config.model.hidden_size is 8, the base's is 4"):
-        check_same(base, (tree(1), other), "m")
-    smaller = tree(1)
-    del smaller["layers"]["1"]
-    with pytest.raises(UserError, match="m: layers/1/mlp/wi has shape None"):
-        check_same(base, (smaller, meta()), "m")
-
-
-def test_meta_records_recipe_and_parents():
-    recipe = {"method": "ties", "density": 0.5, "lambda": 1.0, "weights": [1.0, 2.0]}
-    models = [("x", meta(128, languages=["eng", "fra"])), ("y", meta(64, languages=["kin"]))]
-    merged = merged_meta(
-        recipe, ("b", meta(64, languages=["eng"], held_out_groups={"all": {}})), models
-    )
-    assert merged["merge"]["base"] == {"path": "b", "phase": "a", "step": 5, "tokens": None}
-    assert [parent["path"] for parent in merged["merge"]["models"]] == ["x", "y"]
-    assert merged["merge"]["density"] == 0.5
-    assert merged["languages"] == ["eng", "fra", "kin"]
-    assert merged["held_out_groups"] == {}
-    assert (merged["config"]["data"]["row_length"], merged["step"]) == (128, 0)

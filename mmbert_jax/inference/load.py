@@ -1,0 +1,123 @@
+"""A trained model, from a checkpoint or a Hugging Face folder, ready to encode texts and to fill masks."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from mmbert_jax.checkpoint import restore_params, run_folder
+from mmbert_jax.data.special_ids import BOS, EOS
+from mmbert_jax.data.tokenizer import Tokenizer, load_tokenizer
+from mmbert_jax.errors import UserError
+from mmbert_jax.hf.load import load_hf
+from mmbert_jax.inference.checkpoint_tokenizer import checkpoint_tokenizer
+from mmbert_jax.model.config import ModelConfig
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What inference needs.
+
+    Attributes:
+      params: nested dict of float32 arrays on the device.
+      max_length: tokens of a text, <bos> and <eos> included, beyond which it is cut.
+      dtype: in which the model computes, "float32" or "bfloat16"; pooling and probabilities are float32.
+      fingerprint: tells this model from another, or from itself at another step.
+    """
+
+    params: Mapping
+    config: ModelConfig
+    tokenizer: Tokenizer
+    max_length: int
+    dtype: str
+    fingerprint: str
+
+
+def load(
+    path: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    max_length: int | None = None,
+    dtype: str | None = None,
+) -> Model:
+    """Loads a model; neither torch nor `transformers` is needed.
+
+    Args:
+      path: a run folder (its newest checkpoint), one checkpoint in it, or a folder with the config.json and the
+        safetensors of a ModernBertForMaskedLM.
+      tokenizer: folder or file; None takes the one that the model was trained with.
+      max_length: None takes the longest text that the model was trained on.
+      dtype: None takes bfloat16 on accelerators and float32 on a CPU.
+
+    Raises:
+      UserError: nothing there, or the weights, the config and the tokeniser do not fit each other.
+    """
+    path = Path(path)
+    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    if dtype not in DTYPES:
+        raise UserError(f"dtype is {dtype!r}; it has to be one of {', '.join(DTYPES)}")
+    # A run folder has a config.json too, but that of the run.
+    if (path / "config.json").is_file() and not (run_folder(path) / "checkpoints").is_dir():
+        params, config, trained_length = load_hf(path)
+        found = load_tokenizer(tokenizer or path)
+    else:
+        params, meta = restore_params(path)
+        config = ModelConfig.from_config(meta["config"]["model"])
+        trained_length = int(meta["config"]["data"]["row_length"])
+        found = checkpoint_tokenizer(meta, tokenizer)
+    if found.vocab_size > config.vocab_size:
+        raise UserError(
+            f"the tokeniser {found.path} has {found.vocab_size} entries, but the embedding of {path} has"
+            f" {config.vocab_size}; give the tokeniser that the model was trained with"
+        )
+    max_length = trained_length if max_length is None else max_length
+    if max_length < 2:
+        raise UserError(f"max_length is {max_length}; <bos> and <eos> alone are 2 tokens")
+    # Nothing is dropped here, and Hugging Face folders say so: one model, one set of compiled programs.
+    config = dataclasses.replace(config, attention_output_dropout=0.0)
+    return Model(
+        jax.device_put(params),
+        config,
+        found,
+        max_length,
+        dtype,
+        _fingerprint(params, config, found),
+    )
+
+
+def tokenise(model: Model, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+    """`<bos> text <eos>` of each text, and whether it was cut: at `model.max_length` tokens, <eos> still at the end."""
+    room = model.max_length - 2
+    ids = model.tokenizer.encode_batch(texts) if texts else []
+    return [[BOS, *i[:room], EOS] for i in ids], [len(i) > room for i in ids]
+
+
+def _fingerprint(params: Mapping, config: ModelConfig, tokenizer: Tokenizer) -> str:
+    """A hash over the model's shape, its tokeniser, and some thousand values of every tensor."""
+    digest = hashlib.sha256(f"{config} {tokenizer.sha256}".encode())
+    for leaf in jax.tree.leaves(params):
+        values = np.asarray(leaf).reshape(-1)
+        digest.update(values[:: max(1, values.size // 1024)].tobytes())
+    return digest.hexdigest()
+
+
+def use_compile_cache(folder: str | Path | None = None) -> Path:
+    """Keeps compiled programs on disk, so that the next process with the same shapes does not compile them again.
+
+    To be called before anything is compiled.
+
+    Args:
+      folder: None takes $JAX_COMPILATION_CACHE_DIR, or else `mmbert_jax/compiled` in the user's cache folder.
+    """
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = folder or os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    folder = Path(folder or Path(caches) / "mmbert_jax" / "compiled").absolute()
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    return folder

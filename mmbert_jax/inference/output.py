@@ -1,0 +1,184 @@
+"""Output files that grow together, and can be gone on with after the process was killed at any moment."""
+
+import fcntl
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mmbert_jax.errors import UserError
+
+PARTIAL, STATE = ".partial", ".state.json"
+
+
+class Output:
+    """Files that are written as `NAME.partial`, beside `NAME.state.json`, and get their names when they are complete.
+
+    What is appended counts once it is committed: the state file says how long the files were then, and with which
+    settings they are made. Opening them again cuts off what came behind the last commit.
+
+    Attributes:
+      state: "records" that are written, how many of their texts were "cut", the "sha256" of the input's records so far.
+    """
+
+    def __init__(self, paths: Sequence[Path], settings: dict[str, Any]):
+        """Opens new files, or those of a run that was killed.
+
+        Args:
+          paths: the first one's name is also the state's.
+          settings: everything that what is written depends on, but for the input.
+
+        Raises:
+          UserError: a file is there already, another process writes it, or it was begun with other settings.
+        """
+        self._paths = list(paths)
+        self._state_path = _beside(paths[0], STATE)
+        self._settings = settings
+        for path in paths:
+            if not path.absolute().parent.is_dir():
+                raise UserError(f"{path}: the folder {path.parent} does not exist")
+        self.state = {
+            "settings": settings,
+            "records": 0,
+            "cut": 0,
+            "sha256": hashlib.sha256().hexdigest(),
+            "sizes": [0] * len(paths),
+            "complete": False,
+        }
+        if self._state_path.exists():
+            self._read_state()
+        elif there := [path for path in paths if path.exists()]:
+            raise UserError(
+                f"{there[0]} exists already, complete: choose another --output, or remove it first"
+            )
+        self._files = [] if self.complete else self._open()
+        if self.complete:
+            self._rename()
+            print(f"{paths[0]} is complete: nothing was left to do", file=sys.stderr)
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything was written before, and nothing is left to do."""
+        return self.state["complete"]
+
+    def append(self, parts: Sequence[bytes]) -> None:
+        """Appends one part to each file."""
+        for file, part in zip(self._files, parts, strict=True):
+            file.write(part)
+
+    def commit(self, records: int, cut: int, sha256: str) -> None:
+        """Makes what was appended last, as so many records with so many texts cut."""
+        self._sync()
+        self.state |= {
+            "records": self.state["records"] + records,
+            "cut": self.state["cut"] + cut,
+            "sha256": sha256,
+            "sizes": [file.tell() for file in self._files],
+        }
+        self._write_state()
+
+    def finish(self, header: bytes = b"") -> None:
+        """Gives the files their names, after writing `header` over the start of the first."""
+        self._files[0].seek(0)
+        self._files[0].write(header)
+        self._sync()
+        self.close()
+        self.state["complete"] = True
+        self._write_state()
+        self._rename()
+
+    def close(self) -> None:
+        """Closes the files, complete or to be gone on with."""
+        for file in self._files:
+            file.close()
+
+    def _read_state(self) -> None:
+        state = json.loads(self._state_path.read_text(encoding="utf-8"))
+        theirs, ours = state["settings"], json.loads(json.dumps(self._settings))
+        if differing := [key for key in ours | theirs if ours.get(key) != theirs.get(key)]:
+            key = differing[0]
+            raise UserError(
+                f"{_beside(self._paths[0], PARTIAL)} was begun with {key} {theirs.get(key)!r}, not {ours.get(key)!r}:"
+                f" use the same settings, or remove it and {self._state_path} to begin again"
+            )
+        self.state = state
+
+    def _open(self) -> list[BinaryIO]:
+        """The partial files, locked, and as they were at the last commit."""
+        files = []
+        try:
+            for path, size in zip(self._paths, self.state["sizes"], strict=True):
+                partial = _beside(path, PARTIAL)
+                partial.touch()
+                file = partial.open("r+b")
+                files.append(file)
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise UserError(f"{partial}: another process is writing it") from None
+                if (found := os.fstat(file.fileno()).st_size) < size:
+                    raise UserError(
+                        f"{partial} has {found:,} bytes, but {size:,} were written: remove it and {self._state_path}"
+                        " to begin again"
+                    )
+                file.truncate(size)
+                file.seek(size)
+        except UserError:
+            for file in files:
+                file.close()
+            raise
+        self._write_state()
+        return files
+
+    def _sync(self) -> None:
+        for file in self._files:
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _write_state(self) -> None:
+        partial = _beside(self._state_path, PARTIAL)
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(self.state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, self._state_path)
+
+    def _rename(self) -> None:
+        """Again where a process was killed in the midst of it."""
+        for path in reversed(self._paths):
+            if _beside(path, PARTIAL).exists():
+                os.replace(_beside(path, PARTIAL), path)
+        self._state_path.unlink()
+
+
+class StandardOutput:
+    """The same for standard output, which cannot be gone on with."""
+
+    complete = False
+
+    def __init__(self):
+        self.state = {"records": 0, "cut": 0, "sha256": hashlib.sha256().hexdigest()}
+
+    def append(self, parts: Sequence[bytes]) -> None:
+        sys.stdout.buffer.writelines(parts)
+
+    def commit(self, records: int, cut: int, sha256: str) -> None:
+        sys.stdout.buffer.flush()
+        self.state |= {
+            "records": self.state["records"] + records,
+            "cut": self.state["cut"] + cut,
+            "sha256": sha256,
+        }
+
+    def finish(self, header: bytes = b"") -> None:
+        del header
+
+    def close(self) -> None:
+        sys.stdout.buffer.flush()
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)

@@ -1,0 +1,327 @@
+"""Records from a JSONL file through a model into output files, in order, resumable after being killed.
+
+Records are taken in windows of so many tokens; a window's texts are packed together, computed, and written in order.
+What a window holds depends on the input alone, so a run that resumes behind the last complete window packs the rest as
+an uninterrupted one does, and writes the same bytes.
+"""
+
+import argparse
+import dataclasses
+import gzip
+import hashlib
+import json
+import sys
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import zstandard
+
+from mmbert_jax.data.progress import Progress
+from mmbert_jax.data.sources import open_decompressed
+from mmbert_jax.errors import UserError
+from mmbert_jax.inference.load import Model
+from mmbert_jax.inference.output import Output, StandardOutput
+from mmbert_jax.inference.rows import Batch, default_batch_tokens
+
+STANDARD = Path("-")  # standard input or output
+# Records that are tokenised together: so many, or so many bytes of them.
+CHUNK_RECORDS, CHUNK_BYTES = 64, 1 << 16
+# Enough that few batches of a window are half empty; all of a window is computed again after a kill.
+WINDOW_BATCHES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One line of the input; `place` says which, for messages."""
+
+    place: str
+    id: Any
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Consecutive records that are packed together.
+
+    Attributes:
+      sequences: token ids of each record.
+      cut: how many of them were longer than the model's maximum.
+      sha256: of the input's records until the end of this window.
+      bytes_read: of the input as it is on disk, for this window.
+    """
+
+    records: list[Record]
+    sequences: list[list[int]]
+    cut: int
+    sha256: str
+    bytes_read: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """Which fields of a record are read; without a field for ids, "id" is taken where there is one."""
+
+    text: str
+    id: str | None
+
+
+Tokenise = Callable[[Sequence[Record]], tuple[list[list[int]], list[bool]]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What all streaming command lines have in common, but for `--input` and `--output`."""
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        help="a run folder (its newest checkpoint), one checkpoint in it, or a Hugging Face folder with safetensors",
+    )
+    parser.add_argument(
+        "--tokenizer", help="folder or file; by default the one the checkpoint was trained with"
+    )
+    parser.add_argument(
+        "--text_field", default="text", help="field of a record with its text (default text)"
+    )
+    parser.add_argument(
+        "--id_field",
+        help="field of a record with its id; by default id, or the record's number, from 0, where there is none",
+    )
+    parser.add_argument(
+        "--max_length",
+        type=int,
+        metavar="TOKENS",
+        help="cut texts there (default: the longest the model was trained on)",
+    )
+    parser.add_argument(
+        "--batch_tokens",
+        type=int,
+        metavar="N",
+        help="tokens that go through the model at once (default 2048 on a CPU, 65536 elsewhere); take less if memory"
+        " runs out",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="in which the model computes (default bfloat16 on accelerators, float32 on a CPU)",
+    )
+    parser.add_argument(
+        "--compile_cache",
+        metavar="DIR",
+        help="where compiled programs are kept for the next start (default $JAX_COMPILATION_CACHE_DIR, or"
+        " ~/.cache/mmbert_jax/compiled)",
+    )
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """What can be refused before a model is loaded."""
+    if args.input != STANDARD and not args.input.is_file():
+        raise UserError(f"--input {args.input}: there is no such file")
+    if args.batch_tokens is not None and args.batch_tokens < 1:
+        raise UserError(f"--batch_tokens {args.batch_tokens}: it has to be at least 1")
+
+
+def open_output(
+    args: argparse.Namespace, model: Model, paths: Sequence[Path], settings: dict[str, Any]
+) -> Output | StandardOutput:
+    """The files to write, new or gone on with; `settings` are the program's own, the common ones are added."""
+    if args.output == STANDARD:
+        return StandardOutput()
+    common = {
+        "model": model.fingerprint,
+        "max_length": model.max_length,
+        "dtype": model.dtype,
+        "batch_tokens": args.batch_tokens or default_batch_tokens(),
+        "text_field": args.text_field,
+        "id_field": args.id_field,
+    }
+    return Output(paths, common | settings)
+
+
+def process(
+    args: argparse.Namespace,
+    output: Output | StandardOutput,
+    *,
+    tokenise: Tokenise,
+    start: Callable[[list[list[int]]], Iterator[tuple[Batch, Any]]],
+    by_text: Callable[[Batch, Any, list[list[int]]], Iterator[tuple[int, Any]]],
+    to_bytes: Callable[[Record, list[int], Any], Sequence[bytes]],
+) -> None:
+    """Computes, writes and commits all records that the output does not have yet.
+
+    Args:
+      args: `input`, JSONL, plain, .gz or .zst, or `-` for standard input; `text_field`, `id_field`, `batch_tokens`.
+      tokenise: records -> token ids, and whether each was cut.
+      start: token ids of a window -> batches and what comes out of the model, on the device.
+      by_text: takes that apart into (number in the window, result).
+      to_bytes: record, its token ids, its result -> what to append to each of the output's files.
+
+    Raises:
+      UserError: a line that is no record, or an input that does not begin as the one did that is resumed.
+    """
+    source, fields = args.input, Fields(args.text_field, args.id_field)
+    window_tokens = WINDOW_BATCHES * (args.batch_tokens or default_batch_tokens())
+    with _lines(source) as (lines, position):
+        digest = hashlib.sha256()
+        done = output.state["records"]
+        _skip(lines, done, digest, output.state["sha256"], source)
+        if done:
+            print(f"resuming behind {done:,} records", file=sys.stderr)
+        windows = _windows(lines, position, digest, done, fields, source, tokenise, window_tokens)
+        batches = (
+            (window, batch, out)
+            for window in _prefetch(windows)
+            for batch, out in start(window.sequences)
+        )
+        left = None if source == STANDARD else source.stat().st_size - position()
+        progress = Progress(f"{_name(source)}:", left)
+        amounts = {"texts": 0, "tokens": 0}
+        results: dict[int, Any] = {}
+        for window, batch, out in ahead(batches):
+            results.update(by_text(batch, out, window.sequences))
+            if len(results) < len(window.records):
+                continue
+            for i, (record, ids) in enumerate(zip(window.records, window.sequences, strict=True)):
+                output.append(to_bytes(record, ids, results[i]))
+                amounts["tokens"] += len(ids)
+            amounts["texts"] += len(window.records)
+            output.commit(len(window.records), window.cut, window.sha256)
+            progress.advance(window.bytes_read, amounts)
+            results.clear()
+        progress.finish(amounts)
+
+
+def report(output: Output | StandardOutput, model: Model) -> None:
+    """Says on stderr how much there was."""
+    records, cut = output.state["records"], output.state["cut"]
+    print(
+        f"{records:,} records, {cut:,} of them cut at {model.max_length:,} tokens", file=sys.stderr
+    )
+
+
+def ahead(items: Iterable, depth: int = 2) -> Iterator:
+    """The same items; up to `depth` more are asked for before one is given out, so that a device has work waiting."""
+    waiting: deque = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > depth:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _prefetch(items: Iterator) -> Iterator:
+    """The same items; a thread makes the next one while one is in use."""
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
+            yield item
+
+
+@contextmanager
+def _lines(source: Path) -> Iterator[tuple[Iterator[tuple[int, bytes]], Callable[[], int]]]:
+    """The lines of a file that are not blank, with their numbers from 1, and how far it is read, in bytes on disk."""
+    if source == STANDARD:
+        yield _not_blank(sys.stdin.buffer), lambda: 0
+        return
+    try:
+        with source.open("rb") as raw:
+            yield _not_blank(open_decompressed(source, raw)), raw.tell
+    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        raise UserError(f"{source}: damaged or not compressed as its name says ({error})") from None
+
+
+def _name(source: Path) -> str:
+    return "standard input" if source == STANDARD else str(source)
+
+
+def _not_blank(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    for number, line in enumerate(file, start=1):
+        if not line.isspace():
+            yield number, line
+
+
+def _skip(
+    lines: Iterator[tuple[int, bytes]], count: int, digest, sha256: str, source: Path
+) -> None:
+    """Passes over the records that are done; they have to be the ones that the output was made of."""
+    for _, line in islice(lines, count):
+        digest.update(line)
+    if digest.hexdigest() != sha256:
+        raise UserError(
+            f"{_name(source)} does not begin with the {count:,} records that were read before: give the same input"
+            " as before, or another --output"
+        )
+
+
+def _windows(
+    lines: Iterator[tuple[int, bytes]],
+    position: Callable[[], int],
+    digest,
+    first: int,
+    fields: Fields,
+    source: Path,
+    tokenise: Tokenise,
+    window_tokens: int,
+) -> Iterator[Window]:
+    """Windows of at least `window_tokens` tokens, but for the last; `first` is the number of the first record."""
+    records: list[Record] = []
+    sequences: list[list[int]] = []
+    cut, read_before = 0, position()
+    for chunk in _chunks(lines):
+        found = [
+            _parse(line, f"{_name(source)}, line {number}", fields, first + i)
+            for i, (number, line) in enumerate(chunk)
+        ]
+        first += len(chunk)
+        for _, line in chunk:
+            digest.update(line)
+        ids, were_cut = tokenise(found)
+        records += found
+        sequences += ids
+        cut += sum(were_cut)
+        if sum(map(len, sequences)) >= window_tokens:
+            yield Window(records, sequences, cut, digest.hexdigest(), position() - read_before)
+            records, sequences, cut, read_before = [], [], 0, position()
+    if records:
+        yield Window(records, sequences, cut, digest.hexdigest(), position() - read_before)
+
+
+def _chunks(lines: Iterator[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
+    chunk, size = [], 0
+    for number, line in lines:
+        chunk.append((number, line))
+        size += len(line)
+        if len(chunk) == CHUNK_RECORDS or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _parse(line: bytes, place: str, fields: Fields, number: int) -> Record:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:  # ValueError also for bytes that are not UTF-8
+        raise UserError(
+            f"{place}: invalid JSON ({error}); every line has to be one JSON object"
+        ) from None
+    if not isinstance(value, dict):
+        raise UserError(f"{place}: a JSON {type(value).__name__} where an object is expected")
+    if not isinstance(text := value.get(fields.text), str):
+        there = f"is no string ({text!r:.60})" if fields.text in value else "is missing"
+        raise UserError(
+            f"{place}: field {fields.text!r} {there}; name the field with the text by --text_field"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{place}: field {fields.text!r} is not valid Unicode ({error})") from None
+    if fields.id is not None and fields.id not in value:
+        raise UserError(f"{place}: field {fields.id!r} is missing, which --id_field names")
+    return Record(place, value.get(fields.id or "id", number), text)

@@ -1,0 +1,136 @@
+"""Models to merge, on disk and read one tensor at a time: checkpoints, or Hugging Face folders with safetensors."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmbert_jax.checkpoint import open_params
+from mmbert_jax.errors import UserError
+from mmbert_jax.hf.config import read_config
+from mmbert_jax.hf.weights import open_weights
+from mmbert_jax.model.config import ModelConfig
+
+CHECKPOINT, HUGGING_FACE = "checkpoint", "Hugging Face folder"
+STORED = ("float32", "bfloat16", "float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredModel:
+    """A model on disk.
+
+    Attributes:
+      path: as the user named it.
+      kind: CHECKPOINT or HUGGING_FACE.
+      shapes: of its tensors, by name.
+      read: name -> tensor as stored; nothing is kept.
+      config: its shape.
+      meta: of a checkpoint: its meta; of a Hugging Face folder: the content of config.json.
+      vocabulary: what has to be equal for two models' embeddings to mean the same; None where it is not known.
+    """
+
+    path: str
+    kind: str
+    shapes: Mapping[str, tuple[int, ...]]
+    read: Callable[[str], np.ndarray]
+    config: ModelConfig
+    meta: Mapping[str, Any]
+    vocabulary: str | None
+
+
+def open_model(path: str | Path) -> StoredModel:
+    """Opens a run folder (its newest checkpoint), one checkpoint, or a Hugging Face folder.
+
+    Raises:
+      UserError: there is none of these; a Hugging Face folder holds another architecture, or pickled weights.
+    """
+    path = Path(path)
+    is_run = path.parent.name == "checkpoints" or (path / "checkpoints").is_dir()
+    if (path / "config.json").is_file() and not is_run:
+        return _open_hugging_face(path)
+    shapes, read, meta = open_params(path)
+    return StoredModel(
+        path=str(path),
+        kind=CHECKPOINT,
+        shapes=shapes,
+        read=read,
+        config=ModelConfig.from_config(meta["config"]["model"]),
+        meta=meta,
+        vocabulary=(meta.get("tokenizer") or {}).get("sha256"),
+    )
+
+
+def check_alike(first: StoredModel, others: Iterable[StoredModel]) -> None:
+    """Raises a `UserError` unless all models are of one kind, one shape and one tokeniser."""
+    for other in others:
+        if other.kind != first.kind:
+            raise UserError(
+                f"{other.path} is a {other.kind} and {first.path} a {first.kind}: make all of them checkpoints with"
+                " tools/import_hf.py, or folders with tools/export_hf.py"
+            )
+        if first.kind == HUGGING_FACE:
+            ours, theirs = (read_config(model.meta).head for model in (first, other))
+            if ours != theirs:
+                raise UserError(
+                    f"{other.path}/config.json: its head is {theirs}, that of {first.path} is {ours}"
+                )
+        for field in dataclasses.fields(ModelConfig):
+            if field.name == "attention_output_dropout":  # concerns training alone
+                continue
+            ours, theirs = (getattr(model.config, field.name) for model in (first, other))
+            if ours != theirs:
+                raise UserError(
+                    f"{other.path}: config.model.{field.name} is {theirs}, that of {first.path} is {ours};"
+                    " merge models of one shape"
+                )
+        if first.vocabulary and other.vocabulary and first.vocabulary != other.vocabulary:
+            raise UserError(
+                f"{other.path}: has another tokeniser than {first.path}; their embeddings cannot be merged"
+            )
+        for name in sorted(first.shapes.keys() | other.shapes.keys()):
+            if first.shapes.get(name) != other.shapes.get(name):
+                raise UserError(
+                    f"{other.path}: {name} has shape {other.shapes.get(name)}, that of {first.path} has"
+                    f" {first.shapes.get(name)}"
+                )
+
+
+def _open_hugging_face(folder: Path) -> StoredModel:
+    try:
+        fields = json.loads((folder / "config.json").read_text())
+        config = read_config(fields).model
+    except ValueError as error:  # a UserError too: it does not know the folder
+        raise UserError(f"{folder}: {error}") from error
+    shapes, read = open_weights(folder)
+
+    def read_floats(name: str) -> np.ndarray:
+        tensor = read(name)
+        if tensor.dtype.name not in STORED:
+            raise UserError(
+                f"{folder}: {name} is stored as {tensor.dtype.name}; only {', '.join(STORED)} can be merged"
+            )
+        return tensor
+
+    return StoredModel(
+        path=str(folder),
+        kind=HUGGING_FACE,
+        shapes=shapes,
+        read=read_floats,
+        config=config,
+        meta=fields,
+        vocabulary=_vocabulary(folder / "tokenizer.json"),
+    )
+
+
+def _vocabulary(path: Path) -> str | None:
+    """A digest of what a tokenizer.json's ids stand for; versions of `tokenizers` write the same one differently."""
+    if not path.is_file():
+        return None
+    description = json.loads(path.read_text(encoding="utf-8"))
+    added = {token["content"]: token["id"] for token in description["added_tokens"]}
+    pieces = sorted((description["model"]["vocab"] | added).items())
+    return hashlib.sha256(json.dumps(pieces).encode()).hexdigest()

@@ -1,0 +1,149 @@
+"""Writing a merged model: a checkpoint from checkpoints, a Hugging Face folder from Hugging Face folders."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from mmbert_jax.checkpoint import Meta, save_params
+from mmbert_jax.errors import UserError
+from mmbert_jax.hf.export import check_output, check_written, new_folder
+from mmbert_jax.hf.model_card import FRONT_MATTER, USAGE
+from mmbert_jax.hf.weights import save_weights
+from mmbert_jax.merge.models import CHECKPOINT, StoredModel
+from mmbert_jax.merge.recipe import Recipe
+from mmbert_jax.merge.report import Outcome, to_json
+
+REPORT = "merge.json"
+# What belongs to a model's folder besides its weights; everything else in it tells of the one model alone.
+COPIED = ("config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json")
+MAX_SHARD_BYTES = 5_000_000_000
+
+
+def check_target(output: Path, models: Iterable[StoredModel]) -> None:
+    """Raises a `UserError` where the output would overwrite something that a merge did not write, or a model."""
+    models = list(models)
+    for model in models:
+        source = Path(model.path).resolve()
+        if source == output.resolve() or output.resolve() in source.parents:
+            raise UserError(
+                f"--output {output} would overwrite {model.path}; choose another folder"
+            )
+    if models[0].kind != CHECKPOINT:
+        check_output(output)
+    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} is not empty: choose another --output, or remove it first")
+
+
+def write_merged(
+    output: Path,
+    recipe: Recipe,
+    base: StoredModel | None,
+    models: Sequence[StoredModel],
+    merged: Iterable[tuple[str, np.ndarray, Outcome]],
+) -> dict[str, Outcome]:
+    """Writes what `recipe.merge` yields, and `merge.json` with the recipe and every tensor's outcome beside it.
+
+    Returns:
+      The outcomes, by tensor.
+
+    Raises:
+      UserError: see `check_target`.
+    """
+    everyone = [*([base] if base else []), *models]
+    check_target(output, everyone)
+    tensors, outcomes = {}, {}
+    for name, tensor, outcome in merged:
+        tensors[name], outcomes[name] = tensor, outcome
+    described = describe_recipe(recipe, base, models)
+    report = described | {"tensors": to_json(outcomes, len(models))}
+    if everyone[0].kind == CHECKPOINT:
+        _write_checkpoint(output, tensors, merged_meta(described, everyone), report)
+    else:
+        _write_folder(output, tensors, everyone[0], report)
+    return outcomes
+
+
+def describe_recipe(
+    recipe: Recipe, base: StoredModel | None, models: Sequence[StoredModel]
+) -> dict[str, Any]:
+    """The recipe with its parents, as the merged model records it."""
+    parents = {"base": _parent(base)} if base else {}
+    return (
+        {"method": recipe.method, "weights": list(recipe.weights)}
+        | recipe.settings
+        | parents
+        | {"models": [_parent(model) for model in models]}
+    )
+
+
+def merged_meta(described: Mapping[str, Any], models: Sequence[StoredModel]) -> Meta:
+    """The meta of a merged checkpoint.
+
+    Config and tokeniser are those of the first of `models` (the base, where there is one); the row length is the
+    longest of any, the languages are those of all.
+    """
+    metas = [model.meta for model in models]
+    config = metas[0]["config"]
+    row_length = max(meta["config"]["data"]["row_length"] for meta in metas)
+    return dict(metas[0]) | {
+        "phase": "merged",
+        "step": 0,  # no training of its own
+        "row": 0,
+        "tokens": 0,
+        "languages": sorted({language for meta in metas for language in meta.get("languages", ())}),
+        "held_out_groups": {},  # the base's figures are not the merged model's
+        "config": config | {"phase": "merged", "data": config["data"] | {"row_length": row_length}},
+        "merge": dict(described),
+    }
+
+
+def _parent(model: StoredModel) -> dict[str, Any]:
+    if model.kind != CHECKPOINT:
+        return {"path": model.path}
+    return {"path": model.path} | {key: model.meta.get(key) for key in ("phase", "step", "tokens")}
+
+
+def _write_checkpoint(output: Path, tensors: dict, meta: Meta, report: dict) -> None:
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    partial = output.absolute().parent / f".{output.name}.partial-{os.getpid()}"
+    try:
+        save_params(partial, unflatten_dict(tensors, sep="/"), meta)
+        (partial / REPORT).write_text(json.dumps(report, indent=1) + "\n")
+        if output.exists():
+            output.rmdir()  # empty
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_folder(output: Path, tensors: dict, first: StoredModel, report: dict) -> None:
+    source = Path(first.path)
+    with new_folder(output, phase="merged") as folder:
+        save_weights(folder, tensors, MAX_SHARD_BYTES)
+        check_written(folder, tensors)
+        for pattern in COPIED:
+            for file in sorted(source.glob(pattern)):
+                shutil.copyfile(file, folder / file.name)
+        (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
+        (folder / "README.md").write_text(_card(output.name, report), encoding="utf-8")
+
+
+def _card(name: str, report: Mapping[str, Any]) -> str:
+    settings = {key: value for key, value in report.items() if isinstance(value, int | float)}
+    lines = [f"# {name}\n", f"Merged with mmbert_jax: {report['method']}, from\n"]
+    if "base" in report:
+        lines.append(f"- `{report['base']['path']}` (the base)")
+    for model, weight in zip(report["models"], report["weights"], strict=True):
+        lines.append(f"- `{model['path']}`, weight {weight:g}")
+    if settings:
+        lines.append(
+            "\nSettings: " + ", ".join(f"{key} {value:g}" for key, value in settings.items())
+        )
+    lines.append(f"\n`{REPORT}` says what the merge did to every tensor.\n")
+    return "\n".join([FRONT_MATTER, *lines, USAGE.format(name=name)])

@@ -1,0 +1,149 @@
+"""Merges in many ways, scored by held-out loss: which density and which weights suit which group of languages."""
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax.traverse_util import unflatten_dict
+from ml_collections import ConfigDict
+
+from mmbert_jax.errors import UserError
+from mmbert_jax.evaluate.heldout import Results, by_group, evaluate
+from mmbert_jax.merge.models import StoredModel
+from mmbert_jax.merge.recipe import Recipe, make_recipe, merge
+from mmbert_jax.parallel.mesh import make_mesh
+from mmbert_jax.parallel.sharding import param_shardings
+
+RESULTS = "sweep.json"
+Score = Callable[[Mapping[str, Any]], Results]
+
+
+def grid(
+    method: str,
+    models: int,
+    weights: Sequence[Sequence[float] | None],
+    settings: Mapping[str, Sequence[float]],
+) -> list[Recipe]:
+    """Recipes of all combinations of weights and of the values of every setting.
+
+    Raises:
+      UserError: see `make_recipe`.
+    """
+    recipes = []
+    for chosen in weights:
+        for values in itertools.product(*settings.values()):
+            given = dict(zip(settings, values, strict=True))
+            recipes.append(make_recipe(method, models, chosen, given))
+    return recipes
+
+
+def make_score(config: ConfigDict, model: StoredModel) -> Score:
+    """A function from flat parameters of `model`'s shape to held-out results by language, on one device."""
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    shardings, run = param_shardings(model.config, mesh), evaluate(config, mesh)
+
+    def score(flat: Mapping[str, Any]) -> Results:
+        results = run(jax.device_put(unflatten_dict(dict(flat), sep="/"), shardings))
+        if not results:
+            raise UserError(
+                f"{config.data.corpus} has no held-out rows of {config.data.row_length} tokens"
+            )
+        return results
+
+    return score
+
+
+def sweep(
+    folder: Path,
+    recipes: Sequence[Recipe],
+    base: StoredModel | None,
+    models: Sequence[StoredModel],
+    score: Score,
+    groups: Mapping[str, Sequence[str]],
+    evaluated_on: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:
+    """Scores the base, every model and every recipe; writes `sweep.json` after each, and goes on from what is there.
+
+    Args:
+      folder: exists; holds nothing, or a sweep.
+      groups: of languages.
+      evaluated_on: what decides the scores besides the models; a sweep with another one is not gone on with.
+      say: told each result as it comes.
+
+    Returns:
+      Name -> {"held_out_groups", "held_out", and of a recipe "weights" and "settings"}.
+
+    Raises:
+      UserError: the folder holds a sweep of other models or on other text.
+    """
+    inputs = {
+        "base": base.path if base else None,
+        "models": [model.path for model in models],
+        **evaluated_on,
+    }
+    path = folder / RESULTS
+    points = {}
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found["inputs"] != inputs:
+            raise UserError(
+                f"{path} is a sweep over {found['inputs']}, not {inputs}: choose another --output"
+            )
+        points = found["points"]
+
+    parents = [*([("base", base)] if base else []), *((model.path, model) for model in models)]
+    for name, model in parents:
+        if name not in points:
+            results = score({tensor: model.read(tensor) for tensor in model.shapes})
+            points[name] = _point(results, groups)
+            _write(path, inputs, points)
+        say(_line(name, points[name]))
+    for recipe in recipes:
+        name = recipe_name(recipe)
+        if name not in points:
+            results = score({tensor: x for tensor, x, _ in merge(recipe, base, models)})
+            points[name] = _point(results, groups) | {
+                "weights": list(recipe.weights),
+                "settings": recipe.settings,
+            }
+            _write(path, inputs, points)
+        say(_line(name, points[name]))
+    return points
+
+
+def recipe_name(recipe: Recipe) -> str:
+    """E.g. "ties 0.5:0.5:2 density 0.5 lambda 1"."""
+    weights = ":".join(f"{weight:g}" for weight in recipe.weights)
+    settings = "".join(f" {name} {value:g}" for name, value in recipe.settings.items())
+    return f"{recipe.method} {weights}{settings}"
+
+
+def best_by_group(points: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, float]]:
+    """Group -> the merge with the lowest loss, and that loss."""
+    merged = {name: point for name, point in points.items() if "weights" in point}
+    groups = next(iter(merged.values()))["held_out_groups"]
+    best = {}
+    for group in groups:
+        name = min(merged, key=lambda name: merged[name]["held_out_groups"][group]["loss"])
+        best[group] = name, merged[name]["held_out_groups"][group]["loss"]
+    return best
+
+
+def _point(results: Results, groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    return {"held_out_groups": by_group(results, groups), "held_out": results}
+
+
+def _line(name: str, point: Mapping[str, Any]) -> str:
+    losses = (f"{group} {r['loss']:.4f}" for group, r in point["held_out_groups"].items())
+    return f"{name}: " + ", ".join(losses)
+
+
+def _write(path: Path, inputs: Mapping[str, Any], points: Mapping[str, Any]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps({"inputs": inputs, "points": points}, indent=1) + "\n")
+    os.replace(partial, path)

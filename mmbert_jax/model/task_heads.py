@@ -1,0 +1,196 @@
+"""Heads other than the masked-LM one: classes of texts, classes of tokens, answer spans; and models with any head.
+
+Which head a checkpoint holds stands in its `meta["config"]["head"]`, a `HeadConfig` as a dict; without it, it is the
+masked-LM head. All task heads have ModernBERT's form: dense -> activation -> norm -> linear classifier.
+
+Letters: B batch, L row length, S segments of a row, D hidden size, C classes, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.model.encoder import Encoder, dropout, layer_norm, matmul, parameter, scale
+from mmbert_jax.model.heads import MaskedLM, Params, param_dict
+
+MLM, ENCODER = "mlm", "encoder"
+SEQUENCES, TOKENS, SPANS = "sequence_classification", "token_classification", "question_answering"
+KINDS = (MLM, ENCODER, SEQUENCES, TOKENS, SPANS)
+POOLINGS = ("mean", "cls")
+# By the names of `transformers`; "gelu" is the exact one.
+ACTIVATIONS = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig:
+    """Which head stands on the encoder.
+
+    Attributes:
+      kind: one of `KINDS`; the fields below concern the task heads alone.
+      labels: names of the C classes, in the order of the logits; of a span head ("start", "end") or any two.
+      pooling: what a text's classes are computed from: "mean" over its tokens, or "cls", the vector of its first.
+      activation: a key of `ACTIVATIONS`.
+      dense_bias: whether the dense layer has a bias.
+      dropout: drop probability in front of the classifier, in training only.
+      problem_type: "regression", "single_label_classification" or "multi_label_classification": which loss the
+        classes were trained with; "" where that is not recorded.
+    """
+
+    kind: str = MLM
+    labels: tuple[str, ...] = ()
+    pooling: str = "mean"
+    activation: str = "gelu"
+    dense_bias: bool = False
+    dropout: float = 0.0
+    problem_type: str = ""
+
+    @classmethod
+    def from_config(cls, config: Mapping) -> "HeadConfig":
+        """From the config that a checkpoint holds: `config["head"]`, or the masked-LM head where there is none."""
+        fields = dict(config.get("head") or {})
+        return cls(**fields | {"labels": tuple(fields.get("labels", ()))})
+
+
+class TaskHead(nnx.Module):
+    """dense -> activation -> norm -> classifier, on any vectors."""
+
+    def __init__(self, config: ModelConfig, head: HeadConfig, *, rngs: nnx.Rngs):
+        d, c = config.hidden_size, len(head.labels)
+        self.dense = parameter(rngs.params(), (d, d), ("embed", "embed_out"))
+        self.dense_bias = (
+            nnx.Param(jnp.zeros(d, jnp.float32), logical_axes=("embed_out",))
+            if head.dense_bias
+            else None
+        )
+        self.norm = scale(d)
+        self.classifier = parameter(rngs.params(), (d, c), ("embed", "classes"), stddev=d**-0.5)
+        self.classifier_bias = nnx.Param(jnp.zeros(c, jnp.float32), logical_axes=("classes",))
+        self.eps = config.norm_eps
+        self.activation = head.activation
+        self.dropout_rate = head.dropout
+
+    def __call__(self, hidden: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
+        """Vectors [..., D] -> logits float32 [..., C]."""
+        x = matmul("...d,de->...e", hidden, self.dense)
+        if self.dense_bias is not None:
+            x = x + self.dense_bias[...].astype(x.dtype)
+        x = layer_norm(ACTIVATIONS[self.activation](x), self.norm, self.eps, hidden.dtype)
+        x = dropout(x, self.dropout_rate, dropout_key)
+        weights = self.classifier[...].astype(x.dtype)
+        logits = jnp.einsum("...d,dc->...c", x, weights, preferred_element_type=jnp.float32)
+        return logits + self.classifier_bias[...]
+
+
+class TaskModel(Encoder):
+    """The encoder with a task head.
+
+    The head goes on `pool(hidden, ...)` for classes of texts, on hidden states as they are for the others.
+    """
+
+    def __init__(self, config: ModelConfig, head: HeadConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
+        self.head = TaskHead(config, head, rngs=rngs)
+
+
+def pool(
+    hidden: jax.Array, segment_ids: jax.Array, num_segments: int, pooling: str = "mean"
+) -> jax.Array:
+    """One vector a text, from packed rows.
+
+    Args:
+      hidden: [B, L, D].
+      segment_ids: int32 [B, L]; texts are numbered from 1, 0 is padding.
+      num_segments: S, static: as many as the fullest row has, or more.
+      pooling: one of `POOLINGS`.
+
+    Returns:
+      [B, S, D] in hidden's dtype, means taken in float32; a segment that a row does not have is all zeros.
+    """
+    numbers = jnp.arange(1, num_segments + 1)
+    members = segment_ids[:, None, :] == numbers[:, None]  # [B, S, L]
+    if pooling == "cls":
+        members &= jnp.cumsum(members, axis=-1) == 1  # the first alone
+    count = jnp.maximum(members.sum(axis=-1, keepdims=True), 1)
+    total = jnp.einsum(
+        "bsl,bld->bsd", members.astype(hidden.dtype), hidden, preferred_element_type=jnp.float32
+    )
+    return (total / count).astype(hidden.dtype)
+
+
+def build(config: ModelConfig, head: HeadConfig, *, rngs: nnx.Rngs) -> Encoder:
+    """A freshly initialised model with this head: `MaskedLM`, a bare `Encoder`, or a `TaskModel`."""
+    if head.kind == MLM:
+        return MaskedLM(config, rngs=rngs)
+    if head.kind == ENCODER:
+        return Encoder(config, rngs=rngs)
+    return TaskModel(config, head, rngs=rngs)
+
+
+def init_params_with(config: ModelConfig, head: HeadConfig, seed: int) -> Params:
+    """`heads.init_params` for any head."""
+    return param_dict(nnx.state(build(config, head, rngs=nnx.Rngs(params=seed)), nnx.Param))
+
+
+@functools.cache
+def abstract_model_with(config: ModelConfig, head: HeadConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    """`heads.abstract_model` for any head."""
+    model = nnx.eval_shape(lambda: build(config, head, rngs=nnx.Rngs(params=0)))
+    return nnx.split(model, nnx.Param)
+
+
+def bind_with(config: ModelConfig, head: HeadConfig, params: Params) -> Encoder:
+    """`heads.bind` for any head."""
+    graphdef, state = abstract_model_with(config, head)
+    state = jax.tree.map(lambda x: x, state)  # a copy: the next call updates it in place
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graphdef, state)
+
+
+def outputs(
+    params: Params,
+    config: ModelConfig,
+    head: HeadConfig,
+    tokens: jax.Array,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+    num_segments: int = 1,
+    dtype: jnp.dtype = jnp.float32,
+) -> jax.Array:
+    """What a model of packed rows (int32 [B, L]) gives: the same as its namesake in `transformers`.
+
+    Returns:
+      Logits, float32: of a masked LM [B, L, V]; of classes of texts [B, S, C]; of classes of tokens and of spans
+      [B, L, C]. Of a bare encoder the hidden states [B, L, D] in the compute dtype.
+    """
+    encoder = {name: tree for name, tree in params.items() if name != "head"}
+    hidden = _hidden(encoder, config, tokens, segment_ids, positions, dtype)
+    if head.kind == ENCODER:
+        return hidden
+    return _logits(params, config, head, hidden, segment_ids, num_segments)
+
+
+# Apart from the head, so that models that differ in nothing else are compiled once.
+@functools.partial(jax.jit, static_argnames=("config", "dtype"))
+def _hidden(params, config, tokens, segment_ids, positions, dtype):
+    return bind_with(config, HeadConfig(ENCODER), params)(tokens, segment_ids, positions, dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "head", "num_segments"))
+def _logits(params, config, head, hidden, segment_ids, num_segments):
+    model = bind_with(config, head, params)
+    if head.kind == MLM:
+        return model.logits(hidden)
+    if head.kind == SEQUENCES:
+        hidden = pool(hidden, segment_ids, num_segments, head.pooling)
+    return model.head(hidden)

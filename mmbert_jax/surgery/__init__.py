@@ -1,0 +1,1 @@
+"""Models made out of other models: a smaller vocabulary, a smaller shape."""

@@ -1,0 +1,68 @@
+"""Makes a smaller model from a larger one by sampling layers, heads and dimensions at regular strides.
+
+What comes out is a checkpoint to start a phase from, `--config.init_from=OUTPUT`: it is worth much less than the larger
+model before it is trained, and learns faster than one that starts from nothing.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from mmbert_jax.checkpoint import restore_params, save_params
+from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.surgery.shrink import pick_layers, shrink, shrunk_meta, smaller_config
+
+EXAMPLE = """example (mmBERT small from base):
+  python tools/shrink.py --checkpoint runs/base/phase1 --hidden_size 384 --output runs/small/start
+  python -m mmbert_jax.train --config configs/phase1.py:small --workdir runs/small/phase1 \\
+      --config.data.corpus=CORPORA --config.init_from=runs/small/start
+
+A Hugging Face folder becomes a checkpoint with tools/import_hf.py.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, help="the larger model: a run folder or a checkpoint in it"
+    )
+    parser.add_argument(
+        "--hidden_size", type=int, help="default: as it is; heads keep their size and get fewer"
+    )
+    parser.add_argument("--num_layers", type=int, help="default: as it is")
+    parser.add_argument("--intermediate_size", type=int, help="of the GLU; default: as it is")
+    parser.add_argument("--output", required=True, type=Path, help="the checkpoint's folder, new")
+    args = parser.parse_args()
+    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
+        raise UserError(f"{args.output} is not empty: choose another --output, or remove it first")
+
+    params, meta = restore_params(args.checkpoint)
+    config = ModelConfig.from_config(meta["config"]["model"])
+    smaller = smaller_config(
+        config,
+        hidden_size=args.hidden_size,
+        num_layers=args.num_layers,
+        intermediate_size=args.intermediate_size,
+    )
+    layers = pick_layers(config, smaller)
+    sampled = shrink(params, config, smaller)
+    save_params(args.output, sampled, shrunk_meta(meta, str(args.checkpoint), smaller, layers))
+
+    print(f"{'':<20}{'larger':>12}{'smaller':>12}")
+    for name in ("num_layers", "hidden_size", "num_heads", "intermediate_size", "vocab_size"):
+        print(f"{name:<20}{getattr(config, name):>12,}{getattr(smaller, name):>12,}")
+    print(f"{'parameters':<20}{_count(params):>12,}{_count(sampled):>12,}")
+    print("layers from " + " ".join(map(str, layers)))
+    print(f"wrote {args.output}")
+
+
+def _count(tree) -> int:
+    return sum(_count(x) if isinstance(x, dict) else int(np.size(x)) for x in tree.values())
+
+
+if __name__ == "__main__":
+    run_main(main)
