@@ -1,9 +1,9 @@
 """Flash attention over key ranges for Hopper GPUs (H100, H200), in Pallas Mosaic GPU: bfloat16, head dim 64.
 
-The structure is FlashAttention-3's (Shah et al. 2024, https://arxiv.org/abs/2407.08608). A thread block has two consumer
-warpgroups with 64 rows each, and a producer warpgroup that brings blocks of the other operand by TMA through rings of
-slots in shared memory. A warpgroup issues the products of the next block before the exponentials of the current one, so
-that tensor cores and arithmetic units work at the same time.
+The structure is FlashAttention-3's (Shah et al. 2024, https://arxiv.org/abs/2407.08608). A thread block has two
+consumer warpgroups with 64 rows each, and a producer warpgroup that brings blocks of the other operand by TMA through
+rings of slots in shared memory. A consumer issues the last products of one block behind the first of the next, and takes
+the next block's exponentials meanwhile, so that tensor cores and arithmetic units work at the same time.
 
 Both ends of the key ranges are monotone along a row, so a tile of rows walks over the blocks of `[lo[first], hi[last])`
 and no others, and a block inside `[lo[last], hi[first])` needs no mask. The mask is symmetric, so the keys' gradient
@@ -47,9 +47,10 @@ class _Blocks(NamedTuple):
     dkv: int
 
 
-# Chosen from ptxas' report (no spills; docs/log.md has the register counts) and arithmetic: with a window of 64, a
-# warpgroup's 64 queries see 192 keys, which are 3 blocks of 64 or, mostly masked, 2 or 3 of 128. Not yet measured on a GPU.
-_GLOBAL_BLOCKS = _Blocks(forward=128, dq=64, dkv=64)
+# Not measured on a GPU yet: chosen from ptxas' report (all of these without spills, dkv=128 with) and arithmetic. A
+# product of two operands in shared memory is bound by its bandwidth at 64 columns, not at 128. With a window of 64, a
+# warpgroup's queries see 192 keys: 3 blocks of 64, or 2 to 3 of 128 that are mostly masked.
+_GLOBAL_BLOCKS = _Blocks(forward=128, dq=128, dkv=64)
 _LOCAL_BLOCKS = _Blocks(forward=64, dq=64, dkv=64)
 # A thread block has a multiprocessor to itself because of its registers, so its shared memory is free for deep rings.
 _SLOTS = 4
@@ -137,7 +138,9 @@ def _to_whole_tiles(length, matrices, vectors, lo, hi):
     extra = -length % _TILE
     if not extra:
         return *matrices, *vectors, lo, hi
-    own = jnp.broadcast_to(jnp.arange(length, length + extra, dtype=jnp.int32), (lo.shape[0], extra))
+    own = jnp.broadcast_to(
+        jnp.arange(length, length + extra, dtype=jnp.int32), (lo.shape[0], extra)
+    )
     return (
         *(jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))) for x in matrices),
         *(jnp.pad(x, ((0, 0), (0, 0), (0, extra))) for x in vectors),
@@ -213,6 +216,12 @@ def _produce(tile, block, *fills):
             for source, buffer in zip(sources(pl.ds(i * block, block)), ring.buffers, strict=True):
                 plgpu.copy_gmem_to_smem(source, buffer.at[s], ring.full.at[s])
 
+    # Leaves no slot under way: the interpreter checks that whoever waits for a barrier sees all of its phases.
+    @pl.loop(lax.max(tile.first, tile.end - _SLOTS), tile.end)
+    def _(i):
+        for ring, _ in fills:
+            plgpu.barrier_wait(ring.free.at[_slot(tile, i)])
+
 
 def _pass_over(tile, first, end, *rings):
     """Frees the blocks that the other consumer sees and this one does not.
@@ -273,7 +282,7 @@ def _left_operand(x, staging, *index):
     return staging.at[index]
 
 
-def _launch(kernel, arguments, out_type, scratch, interpret):
+def _launch(name, kernel, arguments, out_type, scratch, interpret):
     batch, length, heads, _ = arguments[0].shape
     return plgpu.kernel(
         kernel,
@@ -285,6 +294,7 @@ def _launch(kernel, arguments, out_type, scratch, interpret):
         compiler_params=plgpu.CompilerParams(approx_math=True),
         scratch_types=scratch,
         interpret=interpret or None,
+        kernel_name=name,
     )(*arguments)
 
 
@@ -391,6 +401,7 @@ def _forward(q, k, v, lo, hi, block, interpret):
             plgpu.wait_smem_to_gmem(0)
 
     return _launch(
+        "attention_forward",
         kernel,
         (q, k, v, lo, hi),
         (
@@ -496,6 +507,7 @@ def _backward_queries(q, k, v, d_out, lse, delta, lo, hi, block, interpret):
             plgpu.wait_smem_to_gmem(0)
 
     return _launch(
+        "attention_backward_queries",
         kernel,
         (q, k, v, d_out, lse, delta, lo, hi),
         jax.ShapeDtypeStruct(q.shape, q.dtype),
@@ -610,6 +622,7 @@ def _backward_keys(q, k, v, d_out, lse, delta, lo, hi, block, interpret):
             plgpu.wait_smem_to_gmem(0)
 
     return _launch(
+        "attention_backward_keys",
         kernel,
         (q, k, v, d_out, lse, delta, lo, hi),
         (jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype)),
