@@ -2,8 +2,8 @@
 
 The structure is FlashAttention-3's (Shah et al. 2024, https://arxiv.org/abs/2407.08608). A thread block has two
 consumer warpgroups with 64 rows each, and a producer warpgroup that brings blocks of the other operand by TMA through
-rings of slots in shared memory. A consumer issues the last products of one block behind the first of the next, and takes
-the next block's exponentials meanwhile, so that tensor cores and arithmetic units work at the same time.
+rings of slots in shared memory. A consumer issues the last products of one block behind the first of the next, and
+takes the next block's exponentials meanwhile, so that tensor cores and arithmetic units work at the same time.
 
 Both ends of the key ranges are monotone along a row, so a tile of rows walks over the blocks of `[lo[first], hi[last])`
 and no others, and a block inside `[lo[last], hi[first])` needs no mask. The mask is symmetric, so the keys' gradient

@@ -22,11 +22,11 @@ WINDOW = 64
 HALF_ULP = 2**-8  # of bfloat16, relative
 
 PACKINGS = {
-    "one document": [384],
+    "one document": [256],
     "all padding": [],
     "segments of one token": [1] * 130,
-    "block edges and their neighbours": [63, 1, 64, 65, 127, 64],
-    "window edges": [64, 65, 66, 129],
+    "block edges and their neighbours": [63, 1, 64, 65, 63],
+    "window edges": [64, 65, 66],
 }
 
 
@@ -79,29 +79,42 @@ def assert_within_rounding(inputs, segment_ids, window, out, lse, gradients):
 
 @pytest.mark.parametrize("window", [None, WINDOW])
 def test_equals_dense_float64_reference(window):
-    segment_ids = np.stack([segments(lengths, 384) for lengths in PACKINGS.values()])
+    segment_ids = np.stack([segments(lengths, 256) for lengths in PACKINGS.values()])
     inputs = random_inputs(segment_ids, heads=1)
     results = value_and_gradients(*inputs, segment_ids, window)
     assert_within_rounding(inputs, segment_ids, window, *results)
 
 
-@pytest.mark.parametrize(
-    ("lengths", "row_length", "window"),
-    [
-        ([128], 128, None),  # one tile, all of whose blocks are in the inside
-        ([70, 100], 200, WINDOW),  # padded to whole tiles inside
-        ([640], 640, None),  # more blocks than a ring has slots
-        ([500, 3, 400, 100], 1024, WINDOW),
-    ],
-)
-def test_row_lengths(lengths, row_length, window):
-    segment_ids = np.stack([segments(lengths, row_length), segments(lengths[::-1], row_length)])
+def test_batch_and_heads():
+    segment_ids = np.stack([segments([128], 128), segments([30, 70], 128)])
     inputs = random_inputs(segment_ids, heads=2)
-    results = value_and_gradients(*inputs, segment_ids, window)
-    assert_within_rounding(inputs, segment_ids, window, *results)
+    assert_within_rounding(
+        inputs, segment_ids, None, *value_and_gradients(*inputs, segment_ids, None)
+    )
 
 
-@settings(max_examples=5, deadline=None)
+@pytest.mark.parametrize(("lengths", "row_length"), [([70, 100], 200), ([500, 3, 400, 100], 1024)])
+def test_row_lengths(lengths, row_length):
+    """Rows that are padded to whole tiles, and rows of many tiles."""
+    segment_ids = segments(lengths, row_length)[None]
+    inputs = random_inputs(segment_ids, heads=1)
+    results = value_and_gradients(*inputs, segment_ids, WINDOW)
+    assert_within_rounding(inputs, segment_ids, WINDOW, *results)
+
+
+def test_slots_are_used_again_without_races(capfd):
+    """A document of more blocks than a ring has slots; none is filled while it is read, or read before it is full.
+
+    The interpreter's race detector sees loads, stores and copies, but not what wgmma reads (jax 0.11.2); the values do.
+    """
+    segment_ids = segments([640], 640)[None]
+    inputs = random_inputs(segment_ids, heads=1)
+    results = value_and_gradients(*inputs, segment_ids, None, detect_races=True)
+    assert_within_rounding(inputs, segment_ids, None, *results)
+    assert "RACE DETECTED" not in capfd.readouterr().out
+
+
+@settings(max_examples=4, deadline=None)
 @given(st.lists(st.integers(1, 120), max_size=8), st.sampled_from([None, WINDOW]))
 def test_random_packings(lengths, window):
     while sum(lengths) > 256:
@@ -119,17 +132,6 @@ def test_large_scores_do_not_overflow():
     out, lse, gradients = value_and_gradients(q * 32, k * 32, v, d_out, segment_ids, None)
     assert lse.max() > 200
     assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in (out, *gradients))
-
-
-def test_no_races(capfd):
-    """No slot is read before it is full or filled while it is read, as far as the interpreter's detector sees.
-
-    It sees loads, stores and copies, not what wgmma reads (jax 0.11.2).
-    """
-    segment_ids = segments([640], 640)[None]
-    inputs = random_inputs(segment_ids, heads=1)
-    jax.block_until_ready(value_and_gradients(*inputs, segment_ids, None, detect_races=True))
-    assert "RACE DETECTED" not in capfd.readouterr().out
 
 
 def test_says_what_it_does_not_support():
