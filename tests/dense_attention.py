@@ -40,6 +40,6 @@ PACKINGS = {
     "all padding": [],
     "segments of one token": [1] * 130,
     "block edges and their neighbours": [63, 1, 64, 65, 127, 128, 129],
-    "window edges": [64, 65, 66, 129, 130, 131],
+    "window edges": [63, 64, 65, 66, 128, 129, 130],
     "beyond a global block": [511, 2, 150],
 }
