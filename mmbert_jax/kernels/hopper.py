@@ -48,8 +48,8 @@ class _Blocks(NamedTuple):
 
 
 # Not measured on a GPU yet: chosen from ptxas' report (all of these without spills, dkv=128 with) and arithmetic. A
-# product of two operands in shared memory is bound by its bandwidth at 64 columns, not at 128. With a window of 64, a
-# warpgroup's queries see 192 keys: 3 blocks of 64, or 2 to 3 of 128 that are mostly masked.
+# product of two operands in shared memory reads for as long as it computes with 64 columns, for less with 128. With a
+# window of 64, a warpgroup's queries see 192 keys: 3 blocks of 64, or 2 to 3 of 128 that are mostly masked.
 _GLOBAL_BLOCKS = _Blocks(forward=128, dq=128, dkv=64)
 _LOCAL_BLOCKS = _Blocks(forward=64, dq=64, dkv=64)
 # A thread block has a multiprocessor to itself because of its registers, so its shared memory is free for deep rings.
