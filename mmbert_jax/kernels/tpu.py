@@ -10,9 +10,9 @@ Both ends of the key ranges are monotone along a row, so these are the blocks of
 inside `[lo[last], hi[first])` need no mask. Local layers bring a tile's keys with a halo of the window on both sides,
 and compare each part of the tile with the one block that holds all it can see.
 
-The mask is symmetric, so the gradients of keys and values visit queries by the same two arrays. The backward pass is two
-kernels, one over tiles of queries (dQ), one over tiles of keys (dK and dV): sums have a fixed order, gradients are
-deterministic (FlashAttention-2, Dao 2023, https://arxiv.org/abs/2307.08691, merges them by atomic additions).
+The mask is symmetric, so the gradients of keys and values visit queries by the same two arrays. The backward pass is
+two kernels, one over tiles of queries (dQ), one over tiles of keys (dK and dV): seven products instead of the five of a
+fused one, but every sum has a fixed order, so gradients are deterministic, and nothing of them is held in float32.
 
 Letters: B batch, L row length, H heads, P pairs of heads, R rows of a part of a tile, N columns of a block.
 """
@@ -34,8 +34,8 @@ _PAIR = _LANES // _HEAD_DIM
 _LOG2_E = math.log2(math.e)
 _SCALE = 1 / math.sqrt(_HEAD_DIM)
 
-# No TPU was at hand: the sizes rest on arithmetic and on what compiles for v5e, v5p and v6e; the same for all three, for
-# want of a measurement that would tell them apart.
+# Not measured on a TPU: the sizes rest on arithmetic and on what compiles for v5e, v5p and v6e, and are the same for
+# all three for want of a measurement that would tell them apart.
 # Global: a pair's scores [2 * 256, 512] are 1 MiB in float32, of which the backward pass holds four; they are multiples
 # of the matrix unit's side (128, and 256 from v6e on), and a step of the grid is some 20 us of products.
 _GLOBAL_ROWS = 256
@@ -44,7 +44,7 @@ _GLOBAL_COLUMNS = 512
 # of the grid takes several such parts, so that the halo adds an eighth to the traffic, not the double.
 _LOCAL_ROWS = 128
 _LOCAL_TILE = 1024
-# Beyond this a part's one block of columns becomes larger than the blocks of global layers.
+# Up to this a part's one block of columns is smaller than those of global layers.
 _LARGEST_LOCAL_WINDOW = 128
 # Halos are whole tiles of memory (16 rows of bfloat16), and half registers in the lanes.
 _HALO_UNIT = 64
@@ -140,12 +140,15 @@ def backward(
     plan = _plan(q.shape[1], window)
     shared = {"bounds": _bounds(lo, hi, plan), "interpret": interpret}
     seen = (_stacked(lo, hi), "own ranges")
+
+    def vectors(what):
+        return (lse, what), (delta, what)
+
     (dq,) = _call(
         "attention_backward_queries",
         _backward_queries_kernel,
         plan,
-        [(q, "own"), (k, "reach"), (v, "reach"), (d_out, "own")]
-        + [(lse, "own vectors"), (delta, "own vectors"), seen],
+        [(q, "own"), (k, "reach"), (v, "reach"), (d_out, "own"), *vectors("own vectors"), seen],
         [(q, "own")],
         products=3,
         **shared,
@@ -154,8 +157,7 @@ def backward(
         "attention_backward_keys",
         _backward_keys_kernel,
         plan,
-        [(q, "reach"), (k, "own"), (v, "own"), (d_out, "reach")]
-        + [(lse, "row vectors"), (delta, "row vectors"), seen],
+        [(q, "reach"), (k, "own"), (v, "own"), (d_out, "reach"), *vectors("row vectors"), seen],
         [(k, "own"), (v, "own")],
         products=4,
         **shared,
@@ -373,7 +375,11 @@ class _Block(NamedTuple):
 
 
 def _for_blocks(plan, bounds, part, step, carry):
-    """`carry = step(block, carry)` for the blocks that a part sees, in order; `bounds` has no reference if halo has."""
+    """`carry = step(block, carry)` for the blocks that a part sees, in order.
+
+    Args:
+      bounds: the reference to what `_bounds` gave, in a list; an empty one where there is a halo.
+    """
     if plan.halo is not None:
         start = _clamp(part.first - plan.halo, 0, plan.length - plan.columns)
         place = pl.multiple_of(start - plan.first_in_reach(part.tile), _HALO_UNIT)
