@@ -1,22 +1,28 @@
 """One training step and one evaluation step, jitted over a mesh.
 
+A config is read by its fields alone, so that the step also runs where `ml_collections` is not installed.
+
 Letters: A microbatches of a batch, B rows of a microbatch on all devices, L row length, M targets a row.
 """
 
+from __future__ import annotations
+
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import Params, bind, init_params
 from mmbert_jax.model.masking import mask_tokens, num_targets
 from mmbert_jax.optim.stable_adamw import stable_adamw
 from mmbert_jax.parallel.sharding import batch_sharding, param_shardings, replicated
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 # {"params": tree of float32 arrays, "optimizer": state of StableAdamW}
 State = dict[str, Any]
@@ -134,7 +140,8 @@ def make_train_step(
         return jax.lax.fori_loop(0, count, body, nothing)
 
     def train_step(state: State, batch: Batch, count, first_row, learning_rate):
-        gradients, sums = accumulate(state["params"], batch, count, first_row)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # attention asks for it
+            gradients, sums = accumulate(state["params"], batch, count, first_row)
         # By the targets of the whole batch, so that a row counts the same in any microbatch and on any device.
         targets = jnp.maximum(sums["targets"], 1.0)
         gradients = jax.tree.map(lambda g: g / targets, gradients)
@@ -197,7 +204,8 @@ def make_eval_step(
             vocab_size=model_config.vocab_size,
         )
         model = bind(model_config, params)
-        hidden = model(inputs, batch["segment_ids"], batch["positions"], jnp.dtype(dtype))
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # attention asks for it
+            hidden = model(inputs, batch["segment_ids"], batch["positions"], jnp.dtype(dtype))
         losses, correct = model.losses(hidden, positions, labels, loss_chunk)
         sums = {"loss": losses * weights, "correct": correct * weights, "targets": weights}
         return {name: x.sum(axis=1) for name, x in sums.items()}

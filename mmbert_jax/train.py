@@ -26,8 +26,9 @@ from mmbert_jax.data.mixture import describe
 from mmbert_jax.data.pipeline import PhaseData, microbatches, open_data
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.evaluate.heldout import by_group, evaluate, group_table
-from mmbert_jax.kernels.attention import implementation_for
+from mmbert_jax.kernels import attention
 from mmbert_jax.metrics import MetricsWriter, Stopwatch, progress_line, si
+from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.optim.schedules import batch_rows, learning_rate, phase_rows, phase_steps
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.sharding import batch_sharding, rows_per_process
@@ -53,7 +54,10 @@ def train(config: ConfigDict, workdir: Path) -> None:
     say(
         f"mesh {dict(mesh.shape)} on {mesh.size} x {mesh.devices.flat[0].device_kind}, {jax.process_count()} processes"
     )
-    say("attention: {0[0]} ({0[1]})".format(implementation_for(jax.default_backend())))
+    model = ModelConfig.from_config(config.model)
+    shape = (train_config.microbatch_rows, row_length, model.num_heads, model.head_dim)
+    windows = (None, model.attention_window // 2)
+    say(f"attention: {attention.describe(mesh, shape, config.dtype, windows)}")
 
     # --- data: every row of the phase is known by its number ---
     data = open_data(config.data, rows, phase_seed(config))

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# The tests: sets up .venv with everything they need, checks style, runs pytest. Arguments go to pytest.
+# The tests: sets up .venv and .venv-aot with everything they need, checks style, runs pytest. Arguments go to pytest.
 # The last line is pytest's; the exit status is pytest's, or the style check's where the tests pass.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 bash tools/setup_env.sh demo hf test || exit 1
 bash tools/setup_peers.sh || exit 1
+bash tools/setup_env.sh aot || exit 1
 .venv/bin/ruff check . && .venv/bin/ruff format --check .
 style=$?
 .venv/bin/python -m pytest "$@"

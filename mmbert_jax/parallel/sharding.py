@@ -5,14 +5,12 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mmbert_jax.errors import UserError
+from mmbert_jax.kernels.attention import BATCH_AXES, HEADS_AXIS
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import Params, abstract_model, param_dict
 
 # Dimensions that are not named here are whole on every device.
-RULES = {"vocab": "tensor", "heads": "tensor", "mlp": "tensor", "embed": "fsdp"}
-
-# Rows of a batch are spread over both axes: fsdp is data parallelism whose parameters are sharded too.
-BATCH_AXES = ("data", "fsdp")
+RULES = {"vocab": "tensor", "heads": HEADS_AXIS, "mlp": "tensor", "embed": "fsdp"}
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh) -> Params:

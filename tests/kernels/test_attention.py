@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dense_attention import PACKINGS, dense_attention, dense_gradients, dense_mask, segments
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,48 +14,6 @@ from mmbert_jax.kernels.attention import attention
 from mmbert_jax.kernels.ranges import ranges
 
 WINDOW = 64
-
-
-def dense_mask(segment_ids, window):
-    """[B, L, L]: what attention may see, straight from the definition. A padding token sees itself."""
-    i = np.arange(segment_ids.shape[1])
-    same = (segment_ids[:, :, None] == segment_ids[:, None, :]) & (segment_ids[:, :, None] > 0)
-    near = np.abs(i[:, None] - i[None]) <= (window if window is not None else len(i))
-    return (same & near) | np.eye(len(i), dtype=bool)
-
-
-def dense_attention(q, k, v, mask):
-    """Softmax attention [B, L, H, D] in float64."""
-    scores = np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(q.shape[-1])
-    scores = np.where(mask[:, None], scores, -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
-    return np.einsum("bhqk,bkhd->bqhd", weights, v), weights
-
-
-def dense_gradients(q, k, v, mask, cotangent):
-    """Gradients of sum(out * cotangent), written out by hand in float64."""
-    _, p = dense_attention(q, k, v, mask)
-    dv = np.einsum("bhqk,bqhd->bkhd", p, cotangent)
-    dp = np.einsum("bqhd,bkhd->bhqk", cotangent, v)
-    ds = p * (dp - (dp * p).sum(-1, keepdims=True)) / np.sqrt(q.shape[-1])
-    return np.einsum("bhqk,bkhd->bqhd", ds, k), np.einsum("bhqk,bqhd->bkhd", ds, q), dv
-
-
-def segments(lengths, row_length):
-    row = np.zeros(row_length, np.int32)
-    np.put(row, np.arange(sum(lengths)), np.repeat(np.arange(1, len(lengths) + 1), lengths))
-    return row
-
-
-PACKINGS = {
-    "one document": [700],
-    "all padding": [],
-    "segments of one token": [1] * 130,
-    "block edges and their neighbours": [63, 1, 64, 65, 127, 128, 129],
-    "window edges": [64, 65, 66, 129, 130, 131],
-    "beyond a global block": [511, 2, 150],
-}
 
 
 @functools.partial(jax.jit, static_argnames="window")
@@ -81,16 +40,77 @@ def test_equals_dense_float64_reference(window):
         np.testing.assert_allclose(ours, reference, atol=1e-5)
 
 
-def test_bfloat16_is_within_rounding_of_the_same_inputs():
+def by_document(q, k, v, cotangent, segment_ids, window):
+    """Dense output and gradients of one packed row of documents, each computed alone; padding stays zero."""
+    results = [np.zeros_like(q) for _ in range(4)]
+    for segment in range(1, segment_ids.max() + 1):
+        own = np.flatnonzero(segment_ids[0] == segment)
+        arrays = [x[:, own] for x in (q, k, v)]
+        mask = dense_mask(np.ones((1, len(own)), int), window)
+        parts = (
+            dense_attention(*arrays, mask)[0],
+            *dense_gradients(*arrays, mask, cotangent[:, own]),
+        )
+        for result, part in zip(results, parts, strict=True):
+            result[:, own] = part
+    return results
+
+
+@pytest.mark.parametrize("window", [None, WINDOW])
+@pytest.mark.parametrize(
+    ("length", "lengths"),
+    [
+        (1, [1]),
+        (128, [127, 1]),
+        (192, [65, 127]),
+        (257, [257]),
+        (2048, [1, 254, 1025, 511, 257]),
+        (8192, [1000] * 6 + [300, 1, 1700]),
+    ],
+)
+def test_rows_of_any_length(length, lengths, window):
+    rng = np.random.default_rng(length)
+    segment_ids = segments(lengths, length)[None]
+    arrays = rng.normal(size=(4, 1, length, 1, 8)) * (segment_ids > 0)[..., None, None]
+    expected = by_document(*arrays, segment_ids, window)
+    q, k, v, cotangent = (x.astype(np.float32) for x in arrays)
+    out, gradients = value_and_gradients(q, k, v, segment_ids, cotangent, window)
+    for ours, reference in zip((out, *gradients), expected, strict=True):
+        np.testing.assert_allclose(ours, reference, atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.integers(1, 150), max_size=12),
+    st.sampled_from([None, 5, WINDOW]),
+    st.integers(0, 99),
+)
+def test_random_packings(lengths, window, seed):
+    length = 600
+    segment_ids = segments(lengths, 12 * 150)[None, :length]
+    q, k, v, cotangent = np.random.default_rng(seed).normal(size=(4, 1, length, 1, 8))
+    out, gradients = value_and_gradients(
+        *(x.astype(np.float32) for x in (q, k, v)), segment_ids, cotangent, window
+    )
+    mask = dense_mask(segment_ids, window)
+    expected = (dense_attention(q, k, v, mask)[0], *dense_gradients(q, k, v, mask, cotangent))
+    for ours, reference in zip((out, *gradients), expected, strict=True):
+        np.testing.assert_allclose(ours, reference, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, WINDOW])
+def test_bfloat16_is_within_rounding_of_the_same_inputs(window):
     rng = np.random.default_rng(1)
     segment_ids = segments([100, 200], 320)[None]
-    q, k, v = (jnp.asarray(x, jnp.bfloat16) for x in rng.normal(size=(3, 1, 320, 2, 16)))
-    out = attention(q, k, v, ranges(segment_ids, WINDOW))
-    assert out.dtype == jnp.bfloat16
-    exact, _ = dense_attention(
-        *(np.asarray(x, np.float64) for x in (q, k, v)), dense_mask(segment_ids, WINDOW)
-    )
-    np.testing.assert_allclose(np.asarray(out, np.float64), exact, atol=2**-7 * np.abs(exact).max())
+    q, k, v, cotangent = (jnp.asarray(x, jnp.bfloat16) for x in rng.normal(size=(4, 1, 320, 2, 16)))
+    out, gradients = value_and_gradients(q, k, v, segment_ids, cotangent, window)
+    mask = dense_mask(segment_ids, window)
+    *arrays, cotangent = (np.asarray(x, np.float64) for x in (q, k, v, cotangent))
+    expected = (dense_attention(*arrays, mask)[0], *dense_gradients(*arrays, mask, cotangent))
+    for ours, exact in zip((out, *gradients), expected, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        ours = np.asarray(ours, np.float64)
+        np.testing.assert_allclose(ours, exact, atol=2**-7 * np.abs(exact).max())
 
 
 @settings(max_examples=25, deadline=None)
