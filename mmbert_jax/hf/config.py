@@ -193,20 +193,20 @@ def read_config(fields: Mapping) -> HfConfig:
         found = _field(fields, field)
         if found != value:
             raise UserError(f"config.json: {field} is {found!r}; only {value!r} is supported")
-    num_layers = _field(fields, "num_hidden_layers")
+    num_layers = _size(fields, "num_hidden_layers")
     global_theta, local_theta = _thetas(fields)
     config = ModelConfig(
-        vocab_size=_field(fields, "vocab_size"),
-        hidden_size=_field(fields, "hidden_size"),
+        vocab_size=_size(fields, "vocab_size"),
+        hidden_size=_size(fields, "hidden_size"),
         num_layers=num_layers,
-        num_heads=_field(fields, "num_attention_heads"),
-        intermediate_size=_field(fields, "intermediate_size"),
-        attention_window=_field(fields, "local_attention"),
+        num_heads=_size(fields, "num_attention_heads"),
+        intermediate_size=_size(fields, "intermediate_size"),
+        attention_window=_size(fields, "local_attention"),
         global_every=_global_every(fields, num_layers),
         global_rope_theta=global_theta,
         local_rope_theta=local_theta,
-        norm_eps=float(_field(fields, "norm_eps")),
-        attention_output_dropout=float(_field(fields, "attention_dropout")),
+        norm_eps=_number(fields, "norm_eps"),
+        attention_output_dropout=_number(fields, "attention_dropout"),
     )
     if config.hidden_size % config.num_heads:
         raise UserError(
@@ -217,7 +217,7 @@ def read_config(fields: Mapping) -> HfConfig:
         config,
         _head(fields, kinds[0]),
         _special_ids(fields, config.vocab_size),
-        int(_field(fields, "max_position_embeddings")),
+        _size(fields, "max_position_embeddings"),
     )
 
 
@@ -247,7 +247,7 @@ def _head(fields: Mapping, kind: str) -> HeadConfig:
         pooling=pooling,
         activation=activation,
         dense_bias=bool(_field(fields, "classifier_bias")),
-        dropout=float(_field(fields, "classifier_dropout")),
+        dropout=_number(fields, "classifier_dropout"),
         problem_type=_field(fields, "problem_type") or "",
     )
 
@@ -291,6 +291,20 @@ def _field(fields: Mapping, name: str):
     raise UserError(f"config.json: {name} is missing; is this the config.json of a ModernBERT?")
 
 
+def _size(fields: Mapping, name: str) -> int:
+    value = _field(fields, name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"config.json: {name} is {value!r}; it has to be a whole number above 0")
+    return value
+
+
+def _number(fields: Mapping, name: str) -> float:
+    value = _field(fields, name)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
+        raise UserError(f"config.json: {name} is {value!r}; it has to be a number, 0 or more")
+    return float(value)
+
+
 def _thetas(fields: Mapping) -> tuple[float, float]:
     """Theta of global and of local layers; where both generations of fields stand, they have to agree.
 
@@ -321,13 +335,13 @@ def _thetas(fields: Mapping) -> tuple[float, float]:
                 f"config.json: rope_parameters.{kind}.rope_theta is {theta} but the older field says {old[kind]};"
                 " make them agree, or remove the wrong one"
             )
-        thetas.append(float(theta))
+        thetas.append(_number({"rope_theta": theta}, "rope_theta"))
     return thetas[0], thetas[1]
 
 
 def _global_every(fields: Mapping, num_layers: int) -> int:
     """Every how many layers one attends globally, from `layer_types` or the older integer field."""
-    every = _field(fields, "global_attn_every_n_layers")
+    every = _size(fields, "global_attn_every_n_layers")
     types = fields.get("layer_types")
     if types is None:
         return every

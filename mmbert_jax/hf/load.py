@@ -70,6 +70,8 @@ def load_model(folder: str | Path) -> HfModel:
         ) from error
     except ValueError as error:
         raise UserError(f"{folder / 'config.json'} is not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{folder / 'config.json'} does not hold a JSON object")
     try:
         config = read_config(fields)
         tensors = load_weights(folder)

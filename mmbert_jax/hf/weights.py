@@ -101,11 +101,16 @@ def _files(folder: Path) -> dict[str, list[str] | None]:
         return {SINGLE: None}
     if (folder / INDEX).exists():
         try:
-            weight_map = json.loads((folder / INDEX).read_text())["weight_map"]
-        except (ValueError, KeyError) as error:
+            weight_map = dict(json.loads((folder / INDEX).read_text())["weight_map"])
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{folder / INDEX} is damaged ({error!r}); copy the folder again"
             ) from error
+        for file in weight_map.values():
+            if Path(str(file)).name != file or Path(file).suffix != ".safetensors":
+                raise UserError(
+                    f"{folder / INDEX} names {file!r}, which is no safetensors file of this folder; copy it again"
+                )
         files: dict[str, list[str] | None] = {file: [] for file in weight_map.values()}
         for name, file in weight_map.items():
             files[file].append(name)

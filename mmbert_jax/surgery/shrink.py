@@ -11,7 +11,8 @@ j-th global layer <- picks(global layers)[j], j-th local layer <- picks(local la
 only one without an attention norm.
 
 A sum over m of n inputs has m / n of the variance, if the inputs are as good as independent. So each weight that sums
-over sampled inputs grows by sqrt(n / m), which keeps the variance of what comes out:
+over sampled inputs grows by sqrt(n / m), which keeps the variance of what comes out (where inputs are correlated, as in
+trained models, it only loses less: docs/log.md):
 
     Wqkv, Wi, head.dense    * sqrt(D / D')
     attention's Wo          * sqrt(H / H')

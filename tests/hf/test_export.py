@@ -1,5 +1,7 @@
 """The command lines between checkpoints and Hugging Face folders: what they write, and what they refuse."""
 
+import dataclasses
+import importlib.util
 import json
 import os
 import shutil
@@ -18,11 +20,14 @@ from small_tokenizer import write_small_tokenizer
 from mmbert_jax.checkpoint import restore_params, save_params
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.errors import UserError
-from mmbert_jax.hf.config import from_hf, to_hf
+from mmbert_jax.hf.config import HfConfig, from_hf, to_hf
 from mmbert_jax.hf.export import MARKER, export_hf
-from mmbert_jax.hf.load import load_hf
+from mmbert_jax.hf.load import HfModel, load_hf, load_model
+from mmbert_jax.hf.tokenizer import copied_tokenizer
+from mmbert_jax.hf.verify import compare_with_transformers
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import init_params, mlm_logits
+from mmbert_jax.model.task_heads import HeadConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ModelConfig(
@@ -219,12 +224,25 @@ def test_thetas_that_are_left_out_are_those_of_transformers(fields, expected):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architectures": ["ModernBertForSequenceClassification"]}, "architectures"),
+        ({"architectures": ["ModernBertForMultipleChoice"]}, "architectures"),
+        (
+            {"architectures": ["ModernBertForSequenceClassification"]},
+            "classifier.weight is missing",
+        ),
         ({"architectures": ["BertForMaskedLM"], "model_type": "bert"}, "architectures"),
         ({"norm_bias": True}, "norm_bias is True"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"mlp_bias": True}, "mlp_bias is True"),
+        ({"classifier_bias": True}, "classifier_bias is True"),
+        ({"decoder_bias": False}, "decoder_bias is False"),
         ({"hidden_activation": "silu"}, "hidden_activation is 'silu'"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
         ({"pad_token_id": 50283}, "pad_token_id is 50283"),
+        ({"pad_token_id": None}, "pad_token_id is None"),
+        ({"hidden_size": "64"}, "hidden_size is '64'"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"norm_eps": True}, "norm_eps is True"),
+        ({"pad_token_id": 7}, "pad_token_id is 7; only 0"),
         ({"num_attention_heads": 7}, "not a multiple"),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling"),
         ({"local_rope_theta": 801.0}, "rope_parameters.sliding_attention.rope_theta is 800.0"),
@@ -240,6 +258,54 @@ def test_refuses_another_architecture(exported, tmp_path, change, message):
     (folder / "config.json").write_text(json.dumps(fields | change))
     with pytest.raises(UserError, match=message):
         load_hf(folder)
+
+
+def test_special_ids_of_another_tokenizer_go_through(exported, params, meta, tmp_path):
+    """A folder like ModernBERT's: ids at the end of the vocabulary, tokeniser files that are copied as they are."""
+    folder = shutil.copytree(exported, tmp_path / "model")
+    fields = json.loads((folder / "config.json").read_text())
+    ids = {
+        f"{name}_token_id": i
+        for name, i in zip("pad eos bos cls sep".split(), (3, 2, 1, 1, 2), strict=True)
+    }
+    (folder / "config.json").write_text(json.dumps(fields | ids))
+    description = json.loads((folder / "tokenizer.json").read_text())
+    description["added_tokens"][0]["content"] = "[PAD]"
+    (folder / "tokenizer.json").write_text(json.dumps(description))
+    result = run_tool("import_hf", "--model", folder, "--output", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    back, meta = restore_params(tmp_path / "run")
+    again = tmp_path / "again"
+    export_hf(again, back, meta, copied_tokenizer(meta))
+    for file in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        assert (again / file).read_bytes() == (folder / file).read_bytes(), file
+    assert json.loads((again / "config.json").read_text()) == fields | ids
+    (folder / "tokenizer.json").write_text(json.dumps(description) + " ")
+    with pytest.raises(UserError, match="is not the one that was imported"):
+        copied_tokenizer(meta)
+
+
+def test_what_transformers_reads_otherwise_is_not_written(
+    params, meta, tokenizer_folder, tmp_path, monkeypatch
+):
+    """An export from which `transformers` computes something else than this project fails and leaves nothing."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    wrong = HfConfig(
+        dataclasses.replace(CONFIG, local_rope_theta=50_000.0), HeadConfig(), {}, max_positions=256
+    )
+    monkeypatch.setattr("mmbert_jax.hf.verify.load_model", lambda _: HfModel(params, wrong))
+    with pytest.raises(RuntimeError, match="computes something else"):
+        export_hf(tmp_path / "model", params, meta, load_tokenizer(tokenizer_folder))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_says_when_logits_cannot_be_compared(exported, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "torch" else real(name)
+    )
+    assert "logits not, which needs torch" in compare_with_transformers(exported)
 
 
 def drop(tensors):
@@ -305,6 +371,45 @@ def test_refuses_pickled_truncated_and_absent_weights(exported, tmp_path):
     assert result.returncode == 2
     assert "nowhere/config.json does not exist" in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"weight_map": {"a": "../model.safetensors"}}', r"names '\.\./model\.safetensors'"),
+        ('{"weight_map": {"a": "pytorch_model.bin"}}', r"names 'pytorch_model\.bin'"),
+        ('{"weight_map": {"a": 3}}', "names 3"),
+        ('{"weight_map": 3}', "is damaged"),
+        ("{", "is damaged"),
+    ],
+)
+def test_refuses_an_index_that_leads_elsewhere(exported, tmp_path, text, message):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    (folder / "model.safetensors").rename(tmp_path / "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_hf(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("SequenceClassification", {"classifier_pooling": "max"}, "classifier_pooling is 'max'"),
+        ("TokenClassification", {"classifier_activation": "swish"}, "classifier_activation is"),
+        ("TokenClassification", {"id2label": {"0": "a", "2": "b"}}, "id2label is"),
+        ("TokenClassification", {"id2label": ["a"]}, "id2label is"),
+        ("QuestionAnswering", {"id2label": {"0": "a"}}, "id2label has 1 entries"),
+        ("TokenClassification", {"classifier_bias": True}, "head.dense.bias is missing"),
+        ("TokenClassification", {}, "decoder.bias is not part of the model"),
+    ],
+)
+def test_refuses_heads_that_do_not_fit(exported, tmp_path, kind, change, message):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    fields = json.loads((folder / "config.json").read_text())
+    fields |= {"architectures": [f"ModernBertFor{kind}"]} | change
+    (folder / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match=message):
+        load_model(folder)
 
 
 def test_shards_and_their_index(run, params, tmp_path):

@@ -50,7 +50,7 @@ def test_everything_is_pinned_and_nothing_brings_torch(setup):
         assert words[:3] == ["-m", "pip", "install"]
         assert "--no-deps" in words
         at = words.index("--target")
-        assert words[at + 1] == f".peers/{name}"
+        assert words[at + 1] == f".peers/{name}/site-packages"
         packages = words[at + 2 :]
         assert packages
         assert all("==" in package for package in packages)

@@ -16,7 +16,7 @@ from mmbert_jax.checkpoint import restore_params, save_params
 from mmbert_jax.data.cldr_text import documents
 from mmbert_jax.errors import UserError
 from mmbert_jax.model.config import ModelConfig
-from mmbert_jax.model.heads import encode, init_params
+from mmbert_jax.model.heads import init_params
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.step import (
     abstract_state,
@@ -131,7 +131,7 @@ def test_refuses_what_does_not_fit():
 
 # --- a real, if small, experiment: a base learns from text, and a model of half its width starts from it ---
 
-LENGTH, ROWS = 64, 32
+LENGTH, ROWS = 64, 16
 
 
 def byte_rows(by_language):
@@ -198,13 +198,13 @@ LANGUAGES = ("en", "de", "fi", "sw")
 
 @pytest.fixture(scope="module")
 def learnt():
-    """A base that learnt from four languages' text for 300 steps: its config, parameters, and text of both kinds."""
+    """A base that learnt from four languages' text for 200 steps: its config, parameters, and text of both kinds."""
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     texts = [list(documents(language, 170)) for language in LANGUAGES]
     text, held_out = byte_rows(x[:150] for x in texts), byte_rows(x[150:] for x in texts)
     config = byte_config(hidden_size=64, num_heads=4)
     start = init_params(ModelConfig.from_config(config.model), 0)
-    (params,) = train(config, mesh, make_train_step(config, mesh), text, start, stops=[300])
+    (params,) = train(config, mesh, make_train_step(config, mesh), text, start, stops=[200])
     return mesh, config, params, text, held_out
 
 
@@ -218,38 +218,34 @@ def test_a_shrunk_model_learns_faster_than_a_new_one(learnt):
     }
     step, losses = make_train_step(small, mesh), {}
     for name, start in starts.items():
-        trained = train(small, mesh, step, text, start, stops=[20, 100])
+        trained = train(small, mesh, step, text, start, stops=[20, 60])
         losses[name] = held_out_losses(small, mesh, [start, *trained], held_out)
-    print("held-out loss after 0, 20 and 100 steps:", losses)
+    print("held-out loss after 0, 20 and 60 steps:", losses)
     assert losses["new"][0] > np.log(261) - 0.1  # knows nothing
     for after in (1, 2):
         assert losses["shrunk"][after] < losses["new"][after] - 0.05, losses
 
 
-def test_variances_stay(learnt):
-    """Queries, GLU inputs and logits of the shrunk model spread as the larger one's do; unscaled they would halve."""
-    _, config, params, _, held_out = learnt
-    larger = ModelConfig.from_config(config.model)
-    smaller = smaller_config(larger, hidden_size=32)
-    tokens, segments, positions = (held_out[k][:8] for k in ("tokens", "segment_ids", "positions"))
+def test_variances_stay_where_inputs_are_independent():
+    """Of what Wqkv, Wi and the decoder make, in a model of random weights; unscaled they would halve."""
+    config = dataclasses.replace(BASE, vocab_size=400, num_layers=1, intermediate_size=600)
+    smaller = smaller_config(config, hidden_size=384, intermediate_size=300)
+    params = jax.tree.map(np.asarray, init_params(config, 0))
 
-    def spread(params, config):
-        hidden = np.asarray(encode(params, config, tokens, segments, positions)).reshape(
-            -1, config.hidden_size
-        )
-        embedded = params["embeddings"]["tokens"][tokens.reshape(-1)]
-        embedded = (embedded - embedded.mean(-1, keepdims=True)) / embedded.std(-1, keepdims=True)
-        embedded *= params["embeddings"]["norm"]
-        first = params["layers"]["0"]
+    def variances(params):
+        embedding, layer = params["embeddings"]["tokens"], params["layers"]["0"]
+        x = (embedding - embedding.mean(-1, keepdims=True)) / embedding.std(-1, keepdims=True)
+        wide = np.random.default_rng(0).normal(size=(400, layer["mlp"]["wo"].shape[0]))
         return {
-            "queries": np.einsum("nd,dhk->nhk", embedded, first["attn"]["wqkv"][:, 0]).var(),
-            "logits": (hidden @ params["embeddings"]["tokens"].T).var(),
+            "queries": np.einsum("nd,dhk->nhk", x, layer["attn"]["wqkv"][:, 0]).var(),
+            "GLU": np.einsum("nd,df->nf", x, layer["mlp"]["wi"][:, 0]).var(),
+            "MLP": (wide @ layer["mlp"]["wo"]).var(),
+            "logits": (np.roll(x, 1, axis=0) @ embedding.T).var(),
         }
 
-    before = spread(params, larger)
-    after = spread(shrink(params, larger, smaller), smaller)
+    before, after = variances(params), variances(shrink(params, config, smaller))
     for name in before:
-        assert after[name] == pytest.approx(before[name], rel=0.35), name
+        assert after[name] == pytest.approx(before[name], rel=0.05), name
 
 
 def test_the_tool_writes_a_checkpoint_to_start_from(tmp_path):
