@@ -1,5 +1,8 @@
 """The step: the same on every mesh and for every split into microbatches, and nothing recompiled as batches grow."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,3 +106,10 @@ def test_loss_and_accuracy_are_those_of_plain_cross_entropy():
     np.testing.assert_allclose(sums["loss"], (losses * weights).sum(1), rtol=1e-5)
     np.testing.assert_array_equal(sums["targets"], weights.sum(1))
     np.testing.assert_array_equal(sums["correct"], ((logits.argmax(-1) == labels) * weights).sum(1))
+
+
+def test_the_step_needs_no_more_than_jax_flax_optax_and_numpy():
+    """A machine lent for a benchmark has nothing else."""
+    absent = ("absl", "array_record", "clu", "grain", "ml_collections", "orbax", "tokenizers")
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import mmbert_jax.step"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,6 +5,7 @@ Letters: B batch, L row length, D hidden size, H heads, K head dim, F GLU interm
 Every parameter carries the logical names of its dimensions; `parallel/sharding.py` maps them to mesh axes.
 """
 
+import functools
 import math
 
 import jax
@@ -14,7 +15,7 @@ from flax import nnx
 from mmbert_jax.kernels.attention import attention
 from mmbert_jax.kernels.ranges import Ranges, ranges
 from mmbert_jax.model.config import ModelConfig
-from mmbert_jax.model.rope import apply_rope, rope_table
+from mmbert_jax.model.rope import rope_table, rotated
 
 # "Full megatron" initialisation of ModernBERT's trainer.
 INIT_STDDEV = 0.02
@@ -35,10 +36,37 @@ def scale(size: int) -> nnx.Param:
 
 def layer_norm(x: jax.Array, weight: nnx.Param, eps: float, dtype: jnp.dtype) -> jax.Array:
     """Layer norm without bias, computed in float32, returned in `dtype`."""
-    x = x.astype(jnp.float32)
-    centred = x - x.mean(axis=-1, keepdims=True)
-    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-    return (centred * jax.lax.rsqrt(variance + eps) * weight[...]).astype(dtype)
+    return _layer_norm(eps, dtype, x, weight[...])
+
+
+# The backward pass starts again from x, which the residual stream keeps anyway, and two numbers a token: left to
+# itself, autodiff keeps float32 copies of x.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _layer_norm(eps, dtype, x, weight):
+    return _layer_norm_fwd(eps, dtype, x, weight)[0]
+
+
+def _layer_norm_fwd(eps, dtype, x, weight):
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(axis=-1, keepdims=True)
+    variance = jnp.square(wide - mean).mean(axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(variance + eps)
+    return ((wide - mean) * inverse * weight).astype(dtype), (x, weight, mean, inverse)
+
+
+def _layer_norm_bwd(eps, dtype, residuals, gradient):
+    x, weight, *statistics = residuals
+    # Else XLA computes them from x again wherever they are used, and sums the weight's gradient in one pass more.
+    mean, inverse = jax.lax.optimization_barrier(statistics)
+    normed = (x.astype(jnp.float32) - mean) * inverse
+    gradient = gradient.astype(jnp.float32)
+    d_normed = gradient * weight
+    along = (d_normed * normed).mean(axis=-1, keepdims=True)
+    dx = inverse * (d_normed - d_normed.mean(axis=-1, keepdims=True) - normed * along)
+    return dx.astype(x.dtype), (gradient * normed).sum(axis=tuple(range(x.ndim - 1)))
+
+
+_layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
 
 
 def matmul(equation: str, x: jax.Array, weight: nnx.Param) -> jax.Array:
@@ -47,11 +75,44 @@ def matmul(equation: str, x: jax.Array, weight: nnx.Param) -> jax.Array:
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Drops elements with probability `rate`; no key means evaluation, which drops nothing."""
+    """Drops elements with probability `rate`, to 16 bits; no key means evaluation, which drops nothing."""
     if key is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    # A random word serves two elements: drawing is what dropout costs. Behind the barrier it is done once, for the
+    # backward pass too; XLA would rather draw again than keep a bit.
+    words = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // 2)), jnp.uint32)
+    threshold = round(rate * 2**16)
+    halves = jax.lax.optimization_barrier(
+        ((words & 0xFFFF) >= threshold, (words >> 16) >= threshold)
+    )
+    keep = jnp.concatenate(halves, axis=-1)[..., : x.shape[-1]]
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+@jax.custom_vjp
+def geglu(x: jax.Array) -> jax.Array:
+    """gelu(x[..., 0, :]) * x[..., 1, :] for x [..., 2, F], with the exact (erf) GELU, computed in float32."""
+    return _geglu_fwd(x)[0]
+
+
+def _geglu_fwd(x):
+    first, second = (x[..., i, :].astype(jnp.float32) for i in (0, 1))
+    return (first * _normal_cdf(first) * second).astype(x.dtype), x
+
+
+def _geglu_bwd(x, gradient):
+    first, second = (x[..., i, :].astype(jnp.float32) for i in (0, 1))
+    gradient, cdf = gradient.astype(jnp.float32), _normal_cdf(first)
+    density = jnp.exp(-0.5 * jnp.square(first)) * (1 / math.sqrt(2 * math.pi))
+    d_first = gradient * second * (cdf + first * density)
+    return (jnp.stack([d_first, gradient * first * cdf], axis=-2).astype(x.dtype),)
+
+
+def _normal_cdf(x):
+    return 0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5))
+
+
+geglu.defvjp(_geglu_fwd, _geglu_bwd)
 
 
 @jax.custom_vjp
@@ -80,13 +141,13 @@ class Attention(nnx.Module):
         self.dropout_rate = config.attention_output_dropout
 
     def __call__(self, x, key_ranges: Ranges, table, dropout_key):
-        q, k, v = jnp.unstack(matmul("bld,dthk->tblhk", x, self.wqkv))
-        out = attention(apply_rope(q, table), apply_rope(k, table), v, key_ranges)
+        q, k, v = rotated(matmul("bld,dthk->blthk", x, self.wqkv), table)
+        out = attention(q, k, v, key_ranges)
         return dropout(matmul("blhk,hkd->bld", out, self.wo), self.dropout_rate, dropout_key)
 
 
 class GatedMlp(nnx.Module):
-    """GeGLU: gelu(first half) * second half, with the exact (erf) GELU, without biases."""
+    """Feed-forward layer with a gated linear unit (`geglu`), without biases."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         d, f = config.hidden_size, config.intermediate_size
@@ -94,8 +155,7 @@ class GatedMlp(nnx.Module):
         self.wo = parameter(rngs.params(), (f, d), ("mlp", "embed"), _residual_stddev(config))
 
     def __call__(self, x):
-        first, second = jnp.unstack(matmul("bld,dgf->gblf", x, self.wi))
-        return matmul("blf,fd->bld", jax.nn.gelu(first, approximate=False) * second, self.wo)
+        return matmul("blf,fd->bld", geglu(matmul("bld,dgf->blgf", x, self.wi)), self.wo)
 
 
 class Layer(nnx.Module):

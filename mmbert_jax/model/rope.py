@@ -20,6 +20,23 @@ def rope_table(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.A
     return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
 
 
+@jax.custom_vjp
+def rotated(qkv: jax.Array, table: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+    """Queries and keys of qkv [B, L, 3, H, head_dim] rotated, values as they are: three arrays [B, L, H, head_dim]."""
+    return apply_rope(qkv[:, :, 0], table), apply_rope(qkv[:, :, 1], table), qkv[:, :, 2]
+
+
+def _rotated_bwd(table, gradients):
+    """A rotation's transpose is the rotation back: one pass, where autodiff pads and adds."""
+    cos, sin = table
+    dq, dk, dv = gradients
+    back = (cos, -sin)
+    return jnp.stack([apply_rope(dq, back), apply_rope(dk, back), dv], axis=2), (None, None)
+
+
+rotated.defvjp(lambda qkv, table: (rotated(qkv, table), table), _rotated_bwd)
+
+
 def apply_rope(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotates x [B, L, H, head_dim] in float32; returns x's dtype."""
     cos, sin = table

@@ -47,6 +47,27 @@ def test_equals_torch(problem, chunk):
         np.testing.assert_allclose(gradient, reference, atol=2e-5)
 
 
+def test_bfloat16_is_within_rounding_of_the_same_inputs(problem):
+    hidden, embedding, bias, labels, cotangent = problem
+    narrow = jnp.asarray(hidden, jnp.bfloat16)
+    # The decoder's products are bfloat16, too: the reference has the same weights.
+    rounded = jnp.asarray(embedding, jnp.bfloat16)
+    losses, _, gradients = by_torch(
+        np.asarray(narrow, np.float64), np.asarray(rounded, np.float64), bias, labels, cotangent
+    )
+
+    def weighted(h, w, b):
+        ours, _ = token_losses(h, w, b, labels, 120)
+        return (ours * cotangent).sum(), ours
+
+    inputs = (narrow, rounded.astype(jnp.float32), jnp.asarray(bias, jnp.float32))
+    ours, values = jax.grad(weighted, (0, 1, 2), has_aux=True)(*inputs)
+    np.testing.assert_allclose(values, losses, rtol=1e-5, atol=1e-5)
+    for gradient, reference in zip(ours, gradients, strict=True):
+        tolerance = 2**-7 * np.abs(reference).max()
+        np.testing.assert_allclose(np.asarray(gradient, np.float64), reference, atol=tolerance)
+
+
 def test_never_holds_all_logits():
     """The compiled gradient's temporaries stay far below the logits of all positions."""
     n, v = 2048, 32_768

@@ -1,0 +1,257 @@
+"""Times the whole training step on synthetic packed rows: tokens a second, share of the matmul peak, memory, parts.
+
+Needs jax, flax, optax and numpy. FLOPs a token, forward, for L layers, hidden size D, GLU size F, heads of size K:
+
+    dense layers   2 L (4 D^2 + 3 D F)
+    attention      4 H K x (mean number of keys that a query sees), summed over global and local layers
+    head           2 (D^2 + D V) x (share of masked tokens)
+
+and three times that for the step, since the backward pass has two products for each of the forward pass. Recomputed
+logits of the loss are not counted: model FLOPs, not those of the hardware. MFU is their rate over that of a large
+matrix product in the compute dtype, measured here.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from bench_timing import matmul_peak
+
+from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.kernels import attention
+from mmbert_jax.kernels.ranges import ranges
+from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.parallel.mesh import make_mesh
+from mmbert_jax.step import compile_train_step, init_state
+
+SIZES = {"small": (384, 6), "base": (768, 12)}
+
+# Names of device events, in this order: the first that matches says which part an event belongs to.
+PARTS = {
+    "attention": r"attention|mosaic|flash|splash",
+    "matrix products": r"gemm|nvjet|cutlass|cublas|dot|matmul|convolution",
+    "copies": r"memcpy|memset|copy|transpose",
+    "elementwise and reductions": r"fusion|reduce|loop_|input_|wrapped_|scatter|gather|sort|rng|select",
+}
+
+
+class Fields(dict):
+    """A section of a config: what the step reads of `ml_collections.ConfigDict`."""
+
+    __getattr__ = dict.__getitem__
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="examples:\n  python tools/bench_train_step.py --output train_step.json\n"
+        "  JAX_PLATFORMS=cpu python tools/bench_train_step.py --sizes small --rows 256:0.3:64 --tokens 512 \\\n"
+        "      --dtype float32 --layers 2 --vocab_size 4096 --steps 2",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["base", "small"])
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        default=["1024:0.3:1024", "8192:0.15:1024"],
+        metavar="LENGTH:MASKED:DOCUMENT",
+        help="tokens of a row, share that is masked, tokens of a document",
+    )
+    parser.add_argument("--tokens", type=int, default=32_768, help="of a microbatch")
+    parser.add_argument("--layers", type=int, default=22)
+    parser.add_argument("--vocab_size", type=int, default=256_000)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps (default 10)")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    arguments = parser.parse_args()
+
+    device = jax.devices()[0]
+    peak = matmul_peak(jnp.dtype(arguments.dtype))
+    print(
+        f"{device.device_kind}, jax {jax.__version__}; {arguments.dtype} matmul {peak:.1f} TFLOP/s"
+    )
+    results = []
+    for size in arguments.sizes:
+        for rows in arguments.rows:
+            config, document = make_config(size, rows, arguments)
+            results.append(
+                {"size": size, "rows": rows} | bench(config, document, peak, arguments.steps)
+            )
+            if arguments.output:
+                summary = {
+                    "device": device.device_kind,
+                    "jax": jax.__version__,
+                    "dtype": arguments.dtype,
+                    "matmul_tflops": peak,
+                    "layers": arguments.layers,
+                    "vocab_size": arguments.vocab_size,
+                    "results": results,
+                }
+                arguments.output.write_text(json.dumps(summary, indent=2))
+
+
+def make_config(size: str, rows: str, arguments) -> tuple[Fields, int]:
+    """The published settings that a step depends on (configs/common.py), and the length of a document."""
+    try:
+        length, masked, document = rows.split(":")
+        length, masked, document = int(length), float(masked), int(document)
+    except ValueError as error:
+        raise UserError(f"--rows {rows!r} is not LENGTH:MASKED:DOCUMENT") from error
+    hidden_size, num_heads = SIZES[size]
+    microbatch = max(arguments.tokens // length, 1)
+    return Fields(
+        seed=0,
+        phase="bench",
+        dtype=arguments.dtype,
+        model=Fields(
+            vocab_size=arguments.vocab_size,
+            hidden_size=hidden_size,
+            num_layers=arguments.layers,
+            num_heads=num_heads,
+            intermediate_size=1152,
+            attention_window=128,
+            global_every=3,
+            global_rope_theta=160_000.0,
+            local_rope_theta=160_000.0,
+            norm_eps=1e-5,
+            attention_output_dropout=0.1,
+        ),
+        data=Fields(row_length=length),
+        mask=Fields(ratio=masked, mask_share=0.8, random_share=0.1),
+        train=Fields(batch_rows=microbatch, microbatch_rows=microbatch, loss_chunk=16_000),
+        optimizer=Fields(peak_lr=8e-4, weight_decay=8e-5, b1=0.9, b2=0.95, eps=1e-8),
+        mesh=Fields(data=1, fsdp=1, tensor=1),
+    ), document
+
+
+def make_batch(config: Fields, document: int) -> dict[str, np.ndarray]:
+    """Random tokens in documents of one length, each int32 [1, B, L]."""
+    shape = (1, config.train.microbatch_rows, config.data.row_length)
+    i = np.arange(config.data.row_length)
+    tokens = np.random.default_rng(0).integers(5, config.model.vocab_size, shape)
+    rows = {"tokens": tokens, "segment_ids": i // document + 1, "positions": i % document}
+    return {name: np.broadcast_to(x, shape).astype(np.int32) for name, x in rows.items()}
+
+
+def flops_per_token(
+    config: ModelConfig, masked: float, segment_ids: np.ndarray
+) -> dict[str, float]:
+    """Forward, by part; see the head of this file."""
+    d, f = config.hidden_size, config.intermediate_size
+    keys = 0.0
+    for i in range(config.num_layers):
+        window = None if config.is_global(i) else config.attention_window // 2
+        r = ranges(jnp.asarray(segment_ids), window)
+        keys += float((r.hi - r.lo).mean())
+    return {
+        "dense layers": 2 * config.num_layers * (4 * d * d + 3 * d * f),
+        "attention": 4 * d * keys,
+        "head": 2 * (d * d + d * config.vocab_size) * masked,
+    }
+
+
+def bench(config: Fields, document: int, peak: float, steps: int) -> dict:
+    model = ModelConfig.from_config(config.model)
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    batch = make_batch(config, document)
+    tokens = batch["tokens"].size
+    shape = (*batch["tokens"].shape[1:], model.num_heads, model.head_dim)
+    windows = (None, model.attention_window // 2)
+    implementations = attention.describe(mesh, shape, config.dtype, windows)
+    print(
+        f"\n{model.num_layers} layers x {model.hidden_size}, {shape[0]} rows of {shape[1]},"
+        f" {config.mask.ratio:.0%} masked, documents of {document}\n  attention: {implementations}"
+    )
+    start = time.perf_counter()
+    step = compile_train_step(config, mesh)
+    compile_seconds = time.perf_counter() - start
+    state = init_state(config, mesh)
+    batch = jax.device_put(batch)
+
+    def run(count):
+        nonlocal state
+        for i in range(count):
+            state, metrics = step(
+                state, batch, np.int32(1), np.uint32(i * shape[0]), np.float32(1e-4)
+            )
+        return jax.block_until_ready(metrics)
+
+    loss = float(run(2)["loss"])
+    if not np.isfinite(loss):
+        raise SystemExit(f"the loss is {loss}")
+    seconds = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        run(1)
+        seconds.append(time.perf_counter() - start)
+    median = statistics.median(seconds)
+    flops = flops_per_token(model, config.mask.ratio, batch["segment_ids"][0])
+    total = 3 * sum(flops.values())
+    memory = step.memory_analysis()
+    planned = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+    used = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    parts = time_by_part(lambda: run(1))
+    result = {
+        "attention": implementations,
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": tokens / median,
+        "flops_per_token_forward": flops,
+        "tflops": total * tokens / median / 1e12,
+        "mfu": total * tokens / median / 1e12 / peak,
+        "planned_bytes": planned,
+        # Of the process so far: a smaller program that ran later does not lower it.
+        "peak_bytes": used,
+        "compile_seconds": compile_seconds,
+        "loss": loss,
+        "milliseconds_by_part": parts,
+    }
+    print(
+        f"  {median * 1e3:.1f} ms, {tokens / median:,.0f} tokens/s,"
+        f" {result['tflops']:.1f} TFLOP/s, MFU {result['mfu']:.1%}"
+        f" ({total / 1e6:.0f} MFLOP a token: "
+        + ", ".join(f"{k} {3 * v / 1e6:.0f}" for k, v in flops.items())
+        + ")\n"
+        f"  compiled in {compile_seconds:.0f} s, planned {planned / 2**30:.1f} GiB"
+        + (f", peak so far {used / 2**30:.1f} GiB" if used else "")
+    )
+    for part, milliseconds in parts.items():
+        print(f"  {milliseconds:9.2f} ms  {part}")
+    return result
+
+
+def time_by_part(run) -> dict[str, float]:
+    """Milliseconds of device events of one step, by part, with the longest kernels of each; empty without a trace."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            run()
+        files = sorted(Path(folder).rglob("*.xplane.pb"))
+        planes = [p for f in files for p in jax.profiler.ProfileData.from_file(str(f)).planes]
+    # Streams of a GPU and the operations of a TPU core; a CPU has no plane of its own.
+    lines = [
+        line
+        for plane in planes
+        if plane.name.startswith("/device:")
+        for line in plane.lines
+        if line.name.startswith("Stream") or line.name == "XLA Ops"
+    ]
+    parts, kernels = Counter(), Counter()
+    for line in lines:
+        for event in line.events:
+            name = event.name.lower()
+            part = next((p for p, pattern in PARTS.items() if re.search(pattern, name)), "other")
+            parts[part] += event.duration_ns / 1e6
+            kernels[f"{part}: {re.sub(r'[0-9]+', '#', name)[:80]}"] += event.duration_ns / 1e6
+    return dict(parts.most_common()) | dict(kernels.most_common(20))
+
+
+if __name__ == "__main__":
+    run_main(main)
