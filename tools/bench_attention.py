@@ -82,7 +82,7 @@ def main() -> None:
 
     dtype, device = jnp.dtype(arguments.dtype), jax.devices()[0]
     peak = matmul_peak(dtype)
-    print(f"{device.device_kind}, jax {jax.__version__}; {dtype.name} matmul {peak:.1f} TFLOP/s")
+    print(f"{device.device_kind}, jax {jax.__version__}; {dtype.name} matmul {peak:.3g} TFLOP/s")
     results = []
     for case in cases(arguments):
         shape = (case.rows, case.length, arguments.heads, arguments.head_dim)
@@ -135,7 +135,7 @@ def describe(seconds, shape, pairs: int, peak: float) -> str:
             columns.append(f"{'':24}")
             continue
         rate = flops / time_ / 1e12
-        columns.append(f"{time_ * 1e3:9.3f} ms {rate:6.1f} {rate / peak:5.0%}")
+        columns.append(f"{time_ * 1e3:9.3f} ms {rate:6.3g} {rate / peak:5.0%}")
     return " ".join(columns)
 
 

@@ -76,7 +76,7 @@ def main() -> None:
     device = jax.devices()[0]
     peak = matmul_peak(jnp.dtype(arguments.dtype))
     print(
-        f"{device.device_kind}, jax {jax.__version__}; {arguments.dtype} matmul {peak:.1f} TFLOP/s"
+        f"{device.device_kind}, jax {jax.__version__}; {arguments.dtype} matmul {peak:.3g} TFLOP/s"
     )
     results = []
     for size in arguments.sizes:
@@ -216,7 +216,7 @@ def bench(config: Fields, document: int, peak: float, steps: int) -> dict:
     }
     print(
         f"  {median * 1e3:.1f} ms, {tokens / median:,.0f} tokens/s,"
-        f" {result['tflops']:.1f} TFLOP/s, MFU {result['mfu']:.1%}"
+        f" {result['tflops']:.3g} TFLOP/s, MFU {result['mfu']:.1%}"
         f" ({total / 1e6:.0f} MFLOP a token: "
         + ", ".join(f"{k} {3 * v / 1e6:.0f}" for k, v in flops.items())
         + ")\n"
