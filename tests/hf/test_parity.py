@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from mmbert_jax.hf.config import from_hf, to_hf
+from mmbert_jax.hf.config import from_hf, read_config, to_hf
 from mmbert_jax.hf.load import load_hf
 from mmbert_jax.hf.names import table, their_shape, to_theirs
 from mmbert_jax.hf.weights import save_weights
@@ -187,6 +187,31 @@ def test_full_size_has_the_same_tensors(config, total):
     }
     assert sum(math.prod(shape) for shape in theirs.values()) == total
     assert sum(x.size for x in jax.tree.leaves(ours)) == total
+
+
+@pytest.mark.parametrize(
+    ("fields", "thetas"),
+    [({}, (160_000.0, 10_000.0)), ({"local_rope_theta": 160_000.0}, (160_000.0, 160_000.0))],
+    ids=["ModernBERT", "Ettin"],
+)
+def test_reads_the_configs_of_relatives(fields, thetas, tmp_path):
+    """`transformers`' defaults are ModernBERT-base: its vocabulary, its special ids, 10,000 for local layers."""
+    config = ModernBertConfig(architectures=["ModernBertForMaskedLM"], **fields)
+    config.save_pretrained(tmp_path)
+    found = read_config(json.loads((tmp_path / "config.json").read_text()))
+    assert (found.model.global_rope_theta, found.model.local_rope_theta) == thetas
+    assert (found.model.vocab_size, found.model.num_layers, found.max_positions) == (
+        50368,
+        22,
+        8192,
+    )
+    assert found.special_ids == {
+        "pad_token_id": 50283,
+        "eos_token_id": 50282,
+        "bos_token_id": 50281,
+        "cls_token_id": 50281,
+        "sep_token_id": 50282,
+    }
 
 
 def test_config_round_trip():
