@@ -1,4 +1,4 @@
-"""The training step of base, compiled without the machine: it fits into the memory, and compiling takes seconds."""
+"""The training step of base, compiled without the machine: it fits into its memory."""
 
 import json
 import os
@@ -57,8 +57,3 @@ def test_it_fits_without_rematerialisation(reports, name):
 def test_attention_is_that_of_the_machine(reports, name):
     own = {"h100": "hopper", "v5e": "tpu"}[name.partition(":")[0]]
     assert reports[name]["attention"].startswith(f"global and local layers by {own} ")
-
-
-@pytest.mark.parametrize("name", STEPS)
-def test_compiling_takes_less_than_a_minute(reports, name):
-    assert reports[name]["seconds"] < 60
