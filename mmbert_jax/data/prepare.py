@@ -53,6 +53,9 @@ from mmbert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from mmbert_jax.errors import UserError
 
 TOKENIZER_FOLDER = "tokenizer"
+
+# (split, language) -> the file of its tokenised documents, and what is in it
+_Spills = dict[tuple[str, str], tuple[Path, Size]]
 # Shards that a corpus has at least, for as many processes to pack, where they would not be smaller than this.
 SHARDS_TO_SHARE = 16
 LEAST_SHARED = 1 << 20  # tokens
@@ -96,6 +99,7 @@ def prepare_corpus(
         spill = partial / "spill"
         spill.mkdir()
         spills, totals = _tokenize(inputs, run, spill)
+        spills = _leave_some_to_train_on(spills)
         limit = _shard_limit([size for _, size in spills.values()], settings.shard_tokens)
         jobs = _plan(_deal(spills, limit, run), limit, partial)
         row_lengths = _pack(jobs, settings, run)
@@ -305,9 +309,7 @@ class _Tokenized:
     bytes_read: int
 
 
-def _tokenize(
-    inputs: Sequence[Input], run: Run, folder: Path
-) -> tuple[dict[tuple[str, str], tuple[Path, Size]], dict[str, int]]:
+def _tokenize(inputs: Sequence[Input], run: Run, folder: Path) -> tuple[_Spills, dict[str, int]]:
     """Spill file and its size for each (split, language), and the corpus's totals."""
     progress = Progress("tokenise", sum(item.path.stat().st_size for item in inputs))
     writer = SpillWriter()
@@ -412,9 +414,15 @@ def _shard_limit(sizes: Iterable[Size], largest: int) -> int:
     return min(largest, max(sum(size.tokens for size in sizes) // SHARDS_TO_SHARE, LEAST_SHARED))
 
 
-def _deal(
-    spills: dict[tuple[str, str], tuple[Path, Size]], shard_tokens: int, run: Run
-) -> dict[str, list[_Part]]:
+def _leave_some_to_train_on(spills: _Spills) -> _Spills:
+    """Gives a language back what was held out where that is all it has: a few documents, all of them by chance."""
+    return {
+        ("train", language) if ("train", language) not in spills else (split, language): spill
+        for (split, language), spill in spills.items()
+    }
+
+
+def _deal(spills: _Spills, shard_tokens: int, run: Run) -> dict[str, list[_Part]]:
     """Parts of at most about a shard's tokens, by split, in order of their languages."""
     keys = sorted(spills)
     counts = [-(-spills[key][1].tokens // shard_tokens) for key in keys]

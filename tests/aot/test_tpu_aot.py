@@ -47,8 +47,8 @@ def test_compiles_as_three_kernels_without_transposes(reports, chip, length, win
 
 @pytest.mark.parametrize("window", [None, 64])
 def test_memory_is_linear_in_the_row_length(reports, window):
-    short, long = (reports["v5e", length, window]["temporary_bytes"] for length in (1024, 8192))
-    assert long <= 9 * short
+    """Of one head's scores [L, L] in bfloat16, at most two would fit; there are 48, in each of three kernels."""
+    assert reports["v5e", 8192, window]["temporary_bytes"] < 2 * (8192 * 8192 * 2)
 
 
 def test_the_compiler_knows_that_a_window_bounds_the_work(reports):

@@ -269,6 +269,21 @@ def test_nothing_is_held_out_when_nothing_should_be(tmp_path, corpus, prepare):
     }
 
 
+def test_a_language_is_never_held_out_as_a_whole(tmp_path, prepare):
+    texts = [f"document {i}" for i in range(200)]
+    out = [text for text in texts if is_held_out(text)]
+    kept = next(text for text in texts if not is_held_out(text))
+    records = [("all", out[0]), ("all", out[1]), ("some", out[0]), ("some", kept)]
+    (tmp_path / "text.jsonl").write_bytes(to_jsonl(records))
+    options = ("--input", tmp_path / "text.jsonl", "--held_out", HELD_OUT)
+    done = prepare(tmp_path / "c", *options)
+    assert done.returncode == 0, done.stderr
+    splits = json.loads((tmp_path / "c" / "manifest.json").read_text())["row_lengths"]["1024"]
+    assert set(splits["train"]["languages"]) == {"all", "some"}
+    assert splits["train"]["languages"]["all"]["documents"] == 2
+    assert set(splits["held_out"]["languages"]) == {"some"}
+
+
 # --- what a corpus does not depend on ---
 
 

@@ -235,12 +235,14 @@ def test_variances_stay_where_inputs_are_independent():
     def variances(params):
         embedding, layer = params["embeddings"]["tokens"], params["layers"]["0"]
         x = (embedding - embedding.mean(-1, keepdims=True)) / embedding.std(-1, keepdims=True)
-        wide = np.random.default_rng(0).normal(size=(400, layer["mlp"]["wo"].shape[0]))
+        rng = np.random.default_rng(0)
+        wide = rng.normal(size=(400, layer["mlp"]["wo"].shape[0]))
+        hidden = rng.normal(size=(400, embedding.shape[1]))
         return {
             "queries": np.einsum("nd,dhk->nhk", x, layer["attn"]["wqkv"][:, 0]).var(),
             "GLU": np.einsum("nd,df->nf", x, layer["mlp"]["wi"][:, 0]).var(),
             "MLP": (wide @ layer["mlp"]["wo"]).var(),
-            "logits": (np.roll(x, 1, axis=0) @ embedding.T).var(),
+            "logits": (hidden @ embedding.T).var(),
         }
 
     before, after = variances(params), variances(shrink(params, config, smaller))
