@@ -61,12 +61,13 @@ def _sums(folder: Path) -> dict[str, str]:
         return dict(
             zip(
                 (path.relative_to(folder).as_posix() for path in files),
-                pool.map(_sha256, files),
+                pool.map(sha256, files),
                 strict=True,
             )
         )
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """A file's SHA-256 in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,6 @@
 """From a checkpoint's parameters to a folder that `transformers`' Auto classes load."""
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from mmbert_jax.checksums import sha256
 from mmbert_jax.data.tokenizer import Tokenizer
 from mmbert_jax.errors import UserError
 from mmbert_jax.hf.config import SPECIAL_IDS, to_hf
@@ -110,7 +110,7 @@ def new_folder(output: Path, **note: object) -> Iterator[Path]:
         marker = {
             "written_by": "mmbert_jax",
             **note,
-            "files": {path.name: _sha256(path) for path in sorted(partial.iterdir())},
+            "files": {path.name: sha256(path) for path in sorted(partial.iterdir())},
         }
         (partial / MARKER).write_text(json.dumps(marker, indent=2) + "\n")
         if output.exists():
@@ -150,8 +150,3 @@ def check_written(folder: Path, tensors: dict[str, np.ndarray]) -> None:
     for name, tensor in tensors.items():
         if read[name].dtype != tensor.dtype or read[name].tobytes() != tensor.tobytes():
             raise RuntimeError(f"{name} reads back differently; is the disk full or damaged?")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
