@@ -22,8 +22,10 @@ from mmbert_jax.inference import stream
 from mmbert_jax.inference.load import Model, load, tokenise, use_compile_cache
 from mmbert_jax.inference.rows import Batch, batch_arrays, plan
 from mmbert_jax.model import heads
+from mmbert_jax.model.task_heads import POOLINGS as ONE_VECTOR
+from mmbert_jax.model.task_heads import pool
 
-POOLINGS = ("mean", "cls", "tokens")
+POOLINGS = (*ONE_VECTOR, "tokens")
 NPY, IDS = ".npy", ".ids.jsonl"
 
 
@@ -105,16 +107,9 @@ def by_text(
 @functools.partial(jax.jit, static_argnames=("pooling", "slots", "normalise"))
 def _pool(hidden, segment_ids, pooling: str, slots: int, normalise: bool) -> jax.Array:
     """Hidden states [B, L, D] -> float32 [B, S, D], or [B, L, D] for tokens; what has no text gives zeros."""
-    hidden = hidden.astype(jnp.float32)
-    if pooling == "tokens":
-        vectors = hidden
-    else:
-        member = segment_ids[:, None, :] == jnp.arange(1, slots + 1)[:, None]  # [B, S, L]
-        if pooling == "cls":  # <bos> stands where a text begins
-            member &= jnp.cumsum(member, axis=-1) == 1
-        weights = member / jnp.maximum(member.sum(-1, keepdims=True), 1)
-        # A matrix product, not a scatter: the order of additions, and so every bit, is the same in every run.
-        vectors = jnp.einsum("bsl,bld->bsd", weights, hidden, precision="highest")
+    vectors = hidden.astype(jnp.float32)
+    if pooling != "tokens":
+        vectors = pool(vectors, segment_ids, slots, pooling)
     if normalise:
         vectors /= jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
     return vectors

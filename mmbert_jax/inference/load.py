@@ -16,6 +16,7 @@ from mmbert_jax.errors import UserError
 from mmbert_jax.hf.load import load_hf
 from mmbert_jax.inference.checkpoint_tokenizer import checkpoint_tokenizer
 from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.model.task_heads import MLM, HeadConfig
 
 DTYPES = ("float32", "bfloat16")
 
@@ -56,7 +57,8 @@ def load(
       dtype: None takes bfloat16 on accelerators and float32 on a CPU.
 
     Raises:
-      UserError: nothing there, or the weights, the config and the tokeniser do not fit each other.
+      UserError: nothing there, another head than that of a masked LM, or the weights, the config and the tokeniser
+        do not fit each other.
     """
     path = Path(path)
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
@@ -68,6 +70,12 @@ def load(
         found = load_tokenizer(tokenizer or path)
     else:
         params, meta = restore_params(path)
+        head = HeadConfig.from_config(meta["config"])
+        if head.kind != MLM:
+            raise UserError(
+                f"{path} holds a model with the head {head.kind!r}; texts are encoded and masks filled by a masked LM."
+                " Export it with tools/export_hf.py and use it with transformers"
+            )
         config = ModelConfig.from_config(meta["config"]["model"])
         trained_length = int(meta["config"]["data"]["row_length"])
         found = checkpoint_tokenizer(meta, tokenizer)

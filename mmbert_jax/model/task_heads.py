@@ -122,8 +122,13 @@ def pool(
     if pooling == "cls":
         members &= jnp.cumsum(members, axis=-1) == 1  # the first alone
     count = jnp.maximum(members.sum(axis=-1, keepdims=True), 1)
+    # A matrix product, not a scatter: the order of additions, and so every bit, is the same in every run.
     total = jnp.einsum(
-        "bsl,bld->bsd", members.astype(hidden.dtype), hidden, preferred_element_type=jnp.float32
+        "bsl,bld->bsd",
+        members.astype(hidden.dtype),
+        hidden,
+        precision="highest",
+        preferred_element_type=jnp.float32,
     )
     return (total / count).astype(hidden.dtype)
 

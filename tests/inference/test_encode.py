@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from tiny_model import CONFIG, ROW_LENGTH, TEXTS
 
+from mmbert_jax.checkpoint import save_params
 from mmbert_jax.errors import UserError
 from mmbert_jax.inference.encode import POOLINGS, encode, run
 from mmbert_jax.inference.load import load, tokenise
 from mmbert_jax.model import heads
+from mmbert_jax.model.task_heads import SEQUENCES, HeadConfig, init_params_with
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +113,12 @@ def test_refuses_what_it_cannot_do(model, hf_folder, tmp_path):
     with pytest.raises(UserError, match="tokenizer.json"):
         load(tmp_path / "lost")
     assert load(tmp_path / "lost", tokenizer=hf_folder).fingerprint == model.fingerprint
+
+
+def test_refuses_another_head_by_name(meta, tmp_path):
+    head = HeadConfig(SEQUENCES, labels=("no", "yes"))
+    params = init_params_with(CONFIG, head, 0)
+    config = meta["config"] | {"head": dataclasses.asdict(head)}
+    save_params(tmp_path / "classifier", params, meta | {"config": config})
+    with pytest.raises(UserError, match="classifier holds a model with the head 'sequence_class"):
+        load(tmp_path / "classifier")
