@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,28 +47,6 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{path} is missing: {run} is not the folder of a run")
     return list(_records(path))
-
-
-class Stopwatch:
-    """Time between log lines, with pauses (evaluation) taken out and waiting for data kept apart."""
-
-    def __init__(self):
-        self.restart()
-
-    def restart(self) -> None:
-        self._start = time.perf_counter()
-        self._paused = self._waited = 0.0
-
-    def pause(self, seconds: float) -> None:
-        self._paused += seconds
-
-    def wait(self, seconds: float) -> None:
-        self._waited += seconds
-
-    def read(self) -> tuple[float, float]:
-        """Seconds of training since the restart, and the share of them spent waiting for data."""
-        seconds = max(time.perf_counter() - self._start - self._paused, 1e-9)
-        return seconds, self._waited / seconds
 
 
 def progress_line(record: Mapping[str, Any], total_steps: int, total_tokens: int) -> str:

@@ -8,7 +8,6 @@ from the newest checkpoint in the run folder and repeats, bit for bit, what an u
 """
 
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,22 +25,39 @@ from mmbert_jax.data.mixture import describe
 from mmbert_jax.data.pipeline import PhaseData, microbatches, open_data
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.evaluate.heldout import by_group, evaluate, group_table
+from mmbert_jax.goodput import Timeline, describe_goodput, goodput, process_start, read_timeline
 from mmbert_jax.kernels import attention
-from mmbert_jax.metrics import MetricsWriter, Stopwatch, progress_line, si
+from mmbert_jax.metrics import MetricsWriter, progress_line, si
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.optim.schedules import batch_rows, learning_rate, phase_rows, phase_steps
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.sharding import batch_sharding, rows_per_process
+from mmbert_jax.profile import StepTrace, parse_steps
 from mmbert_jax.step import State, abstract_state, compile_train_step, init_state, phase_seed
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/phase1.py or configs/phase1.py:small."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: config, metrics and checkpoints.")
+_PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps", None, "FIRST:LAST, steps whose profiler trace is written into RUN/profile."
+)
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
-    """Runs a phase to its end, from wherever its run folder says that it stands."""
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    started: float | None = None,
+    profile_steps: tuple[int, int] | None = None,
+) -> None:
+    """Runs a phase to its end, from wherever its run folder says that it stands.
+
+    Args:
+      started: Unix time at which the program began, for the account of time in the run folder; None: now.
+      profile_steps: first and last of the steps to trace.
+    """
+    clock = Timeline(started)
     # --- config: everything that can be wrong is refused before anything is written ---
     validate(config)
     row_length, train_config = config.data.row_length, config.train
@@ -81,13 +97,16 @@ def train(config: ConfigDict, workdir: Path) -> None:
         return
 
     # --- loop ---
-    start = time.perf_counter()
+    clock.book("start_up")
+    if jax.process_index() == 0:
+        clock.open(workdir, step)
     train_step = compile_train_step(config, mesh)
-    say(f"compiled the training step in {time.perf_counter() - start:.1f} s")
+    say(f"compiled the training step in {clock.book('compile'):.1f} s")
+    trace = StepTrace(workdir, profile_steps)
     held_out = evaluate(config, mesh)
     writer = MetricsWriter(workdir, step) if jax.process_index() == 0 else None
     batches = read_batches(config, data, mesh, row, rows)
-    clock, logged_tokens = Stopwatch(), row * row_length
+    logged_tokens = row * row_length
     before: dict[str, Any] | None = (
         None  # the step that was dispatched last, its metrics not yet read
     )
@@ -98,23 +117,29 @@ def train(config: ConfigDict, workdir: Path) -> None:
         record |= {name: float(x) for name, x in record.pop("metrics").items()}
         if record["step"] % config.log_every_steps and record["step"] != steps:
             return
-        seconds, data_wait = clock.read()
+        clock.book("step")
+        clock.record(record["step"])
+        seconds, data_wait = clock.lap()
         record |= {
             "tokens_per_second": (record["tokens"] - logged_tokens) / seconds,
             "data_wait": data_wait,
         }
-        clock.restart()
         logged_tokens = record["tokens"]
         if writer:
             writer.write(record)
         say(progress_line(record, steps, tokens))
 
+    clock.book("start_up")
     while row < rows:
-        waiting = time.perf_counter()
+        clock.book("step")
         batch, count = next(batches)
-        clock.wait(time.perf_counter() - waiting)
+        # While the step before still runs, nothing waits for data.
+        busy = before and not before["metrics"]["loss"].is_ready()
+        clock.book("step" if busy else "data_wait")
         rate = learning_rate(config.optimizer, row * row_length, tokens)
+        trace.before(step + 1, state)
         state, metrics = train_step(state, batch, np.int32(count), np.uint32(row), np.float32(rate))
+        trace.after(step + 1, state)
         row += count * train_config.microbatch_rows
         step += 1
         if before:
@@ -130,7 +155,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
         evaluating = last or (config.eval.every_steps and step % config.eval.every_steps == 0)
         if evaluating:
             log(before)
-            before, start = None, time.perf_counter()
+            before = None
+            clock.book("step")
             results = held_out(state["params"])
             groups = by_group(results, config.eval.groups)
             if writer:
@@ -143,18 +169,26 @@ def train(config: ConfigDict, workdir: Path) -> None:
                     }
                 )
             say(group_table(groups))
-            clock.pause(time.perf_counter() - start)
+            clock.book("evaluation")
+            clock.record(step)
         if last or step % config.checkpoint.every_steps == 0:
             meta = describe_checkpoint(config, data, step, row, history, groups)
-            start = time.perf_counter()
+            jax.block_until_ready(metrics)  # a save waits for the step, whose time is not its own
+            clock.book("step")
             checkpoint.save(manager, step, state, meta)
-            clock.pause(time.perf_counter() - start)
+            clock.book("checkpoint")
+            clock.record(step)
 
     # --- end ---
     manager.wait_until_finished()
     manager.close()
+    trace.close()
+    clock.book("checkpoint")
+    clock.record(step)
+    clock.close()
     if writer:
         writer.close()
+        say(describe_goodput(goodput(read_timeline(workdir))))
     say(
         f"phase {config.phase} is complete: {si(tokens)} tokens, checkpoint {workdir / 'checkpoints' / str(step)}"
     )
@@ -271,7 +305,12 @@ def main(argv: list[str]) -> None:
     if _CONFIG.value is None or _WORKDIR.value is None:
         raise UserError("--config FILE and --workdir RUN are required")
     logging.set_verbosity(logging.WARNING)
-    train(_CONFIG.value, Path(_WORKDIR.value))
+    train(
+        _CONFIG.value,
+        Path(_WORKDIR.value),
+        started=process_start(),
+        profile_steps=parse_steps(_PROFILE_STEPS.value),
+    )
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -11,7 +11,6 @@ from tensorboardX.proto.event_pb2 import Event
 from mmbert_jax.errors import UserError
 from mmbert_jax.metrics import (
     MetricsWriter,
-    Stopwatch,
     duration,
     progress_line,
     read_metrics,
@@ -182,16 +181,3 @@ def test_numbers(number, text):
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
-
-
-def test_stopwatch_leaves_pauses_out(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    clock = Stopwatch()
-    now[0] += 10
-    clock.pause(6)
-    clock.wait(1)
-    assert clock.read() == (4.0, 0.25)
-    clock.restart()
-    now[0] += 2
-    assert clock.read() == (2.0, 0.0)

@@ -18,6 +18,7 @@ from tiny import tiny_config
 from mmbert_jax.checkpoint import restore_params
 from mmbert_jax.data.pipeline import microbatches, open_data
 from mmbert_jax.errors import UserError
+from mmbert_jax.goodput import goodput, read_timeline
 from mmbert_jax.metrics import read_metrics
 from mmbert_jax.optim.schedules import phase_rows, phase_steps
 from mmbert_jax.parallel.mesh import make_mesh
@@ -121,6 +122,11 @@ def test_killed_between_and_during_saves_it_resumes_bit_for_bit(
     assert "resuming at step" in result.stdout
     assert losses(workdir) == losses(uninterrupted)
     assert len(losses(workdir)) == phase_steps(tiny_config().train, 64)
+    time_spent = goodput(read_timeline(workdir))
+    assert len(time_spent.starts) == 4
+    assert time_spent.starts[0].lost_steps >= 3  # its first save was not complete
+    assert min(time_spent.seconds[kind] for kind in ("step", "lost", "down", "compile")) > 0
+    assert "goodput" in result.stdout
     ours, reference = (restore_params(folder)[0] for folder in (workdir, uninterrupted))
     jax.tree.map(np.testing.assert_array_equal, ours, reference)
 
