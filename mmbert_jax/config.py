@@ -131,7 +131,7 @@ def validate(config: ConfigDict) -> None:
     """
     given = {
         name: value
-        for name, value in _flatten(config.to_dict())
+        for name, value in flatten(config.to_dict())
         if not name.startswith(OPEN_SECTIONS)
     }
     for name in given.keys() - FIELDS.keys():
@@ -181,8 +181,8 @@ def claim_run(config: ConfigDict, run: Path) -> None:
         run.mkdir(parents=True, exist_ok=True)
     else:
         before, now = (
-            dict(_flatten(json.loads(path.read_text()))),
-            dict(_flatten(json.loads(to_json(config)))),
+            dict(flatten(json.loads(path.read_text()))),
+            dict(flatten(json.loads(to_json(config)))),
         )
         for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name) and not name.startswith(FREE_ON_RESUME):
@@ -195,10 +195,10 @@ def claim_run(config: ConfigDict, run: Path) -> None:
     os.replace(partial, path)
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in config.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
