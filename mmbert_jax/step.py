@@ -91,7 +91,9 @@ def make_train_step(
       first_row: uint32, number of the batch's first row in the order of the data.
       learning_rate: float32.
     and returns the new state and the step's metrics: loss (mean over all targets of the batch), masked_accuracy,
-    grad_norm (of the mean loss), targets.
+    grad_norm (of the mean loss), targets, skipped.
+
+    A step whose loss or gradient norm is not finite changes nothing: `skipped` is then 1 and the new state the old one.
     """
     model_config = ModelConfig.from_config(config.model)
     dtype = jnp.dtype(config.dtype)
@@ -148,14 +150,23 @@ def make_train_step(
         updates, optimizer_state = update(
             gradients, state["optimizer"], state["params"], learning_rate=learning_rate
         )
-        params = jax.tree.map(jnp.add, state["params"], updates)
-        metrics = {
-            "loss": sums["loss"] / targets,
-            "masked_accuracy": sums["correct"] / targets,
-            "grad_norm": jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(gradients))),
-            "targets": sums["targets"],
+        new_state = {
+            "params": jax.tree.map(jnp.add, state["params"], updates),
+            "optimizer": optimizer_state,
         }
-        return {"params": params, "optimizer": optimizer_state}, metrics
+        loss = sums["loss"] / targets
+        grad_norm = jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(gradients)))
+        # A choice by one scalar, which XLA makes part of the loop that writes the new state.
+        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        new_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), new_state, state)
+        metrics = {
+            "loss": loss,
+            "masked_accuracy": sums["correct"] / targets,
+            "grad_norm": grad_norm,
+            "targets": sums["targets"],
+            "skipped": 1.0 - good,
+        }
+        return new_state, metrics
 
     state, whole = state_shardings(config, mesh), replicated(mesh)
     return jax.jit(

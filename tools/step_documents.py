@@ -16,6 +16,7 @@ from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.optim.schedules import phase_rows
 from mmbert_jax.report.runs import read_config, steps_and_evaluations
 from mmbert_jax.report.steps import rows_of_step, seen
+from mmbert_jax.rollback import read_stretches
 from mmbert_jax.step import phase_seed
 
 
@@ -36,7 +37,9 @@ def main() -> None:
     config = ConfigDict(read_config(arguments.run))
     if arguments.corpus:
         config.data.corpus = arguments.corpus
-    start, stop = rows_of_step(config, steps_and_evaluations(arguments.run)[0], arguments.step)
+    steps, _ = steps_and_evaluations(arguments.run)
+    stretches = read_stretches(arguments.run)
+    start, stop = rows_of_step(config, steps, arguments.step, stretches)
     rows = config.train.microbatch_rows
     count = (stop - start) // rows
     chosen = arguments.microbatch

@@ -11,50 +11,43 @@ from mmbert_jax.data.pipeline import PhaseData, documents_of
 from mmbert_jax.data.tokenizer import Tokenizer
 from mmbert_jax.errors import UserError
 from mmbert_jax.optim.schedules import batch_rows
+from mmbert_jax.rollback import Stretch, next_row
 
 
 def rows_of_step(
-    config: ConfigDict, steps: Sequence[Mapping[str, Any]], step: int
+    config: ConfigDict,
+    steps: Sequence[Mapping[str, Any]],
+    step: int,
+    stretches: Sequence[Stretch] = (),
 ) -> tuple[int, int]:
     """The global rows [start, stop) that a step took.
 
-    The log knows where the logged steps ended; between them the schedule of the batch size tells. Where the two do not
-    agree, the run skipped rows, and only steps that were logged are known.
+    The log knows the row after each logged step; between them the schedule of the batch size tells.
 
     Args:
       steps: the lines of metrics.jsonl that training steps wrote.
       step: its number in the log, from 1.
+      stretches: rows that the run left out, as `rollback.read_stretches` gives them.
 
     Raises:
-      UserError: the run has not logged as far as this step, or it cannot be told where rows were skipped.
+      UserError: the run has not logged as far as this step, or the log does not fit the config.
     """
     row_length = config.data.row_length
-    ends = {0: 0} | {record["step"]: record["tokens"] // row_length for record in steps}
-    if not 1 <= step <= max(ends):
-        raise UserError(f"--step {step}: the run has logged the steps 1 to {max(ends)}")
-    before = max(known for known in ends if known < step)
-    after = min(known for known in ends if known >= step)
-    row, rows = ends[before], {}
+    next_rows = {0: 0} | {record["step"]: record["tokens"] // row_length for record in steps}
+    if not 1 <= step <= max(next_rows):
+        raise UserError(f"--step {step}: the run has logged the steps 1 to {max(next_rows)}")
+    before = max(known for known in next_rows if known < step)
+    after = min(known for known in next_rows if known >= step)
+    row, rows = next_row(next_rows[before], stretches), {}
     for number in range(before + 1, after + 1):
         rows[number] = row, row + batch_rows(config.train, row, row_length)
-        row = rows[number][1]
-    if row == ends[after]:
-        return rows[step]
-    if after == step:  # what was skipped lies before it
-        return _rows_that_end_at(config, ends[step])
-    raise UserError(
-        f"--step {step}: rows were skipped between the logged steps {before} and {after}, and the log does not tell"
-        f" where; ask for step {after}"
-    )
-
-
-def _rows_that_end_at(config: ConfigDict, stop: int) -> tuple[int, int]:
-    """The rows of the one batch that may end there: a batch's size follows from its first row and never decreases."""
-    train = config.train
-    for size in range(train.microbatch_rows, train.batch_rows + 1, train.microbatch_rows):
-        if size <= stop and batch_rows(train, stop - size, config.data.row_length) == size:
-            return stop - size, stop
-    raise UserError(f"no batch of this config ends at row {stop}: has config.json been changed?")
+        row = next_row(rows[number][1], stretches)
+    if row != next_row(next_rows[after], stretches):
+        raise UserError(
+            f"--step {step}: by config.json step {after} ends before row {row}, by metrics.jsonl before row"
+            f" {next_rows[after]}; has one of them, or skipped_rows.json, been changed?"
+        )
+    return rows[step]
 
 
 def seen(

@@ -81,15 +81,16 @@ def test_the_documents_of_every_step_are_those_that_it_was_fed(watched):
         rows_of_step(config, steps, len(fed) + 1)
 
 
-def test_steps_after_skipped_rows_are_known_where_they_were_logged(watched):
+def test_skipped_rows_are_no_step_s(watched):
+    """Full batches of 16 from row 64 on. The run went back to step 9 and left out the 40 rows after it."""
     config = watched[1]
-    # Full batches of 16 from row 64 on; between steps 9 and 12 the run skipped 32 rows.
+    stretches = [{"step": 9, "first": 112, "stop": 152, "reason": "by hand"}]
+    # Step 9 was logged when nothing was left out yet.
     steps = [{"step": 6, "tokens": 64 * 64}, {"step": 9, "tokens": 112 * 64}]
-    steps += [{"step": 12, "tokens": 192 * 64}, {"step": 13, "tokens": 208 * 64}]
-    assert rows_of_step(config, steps, 8) == (80, 96)
-    assert rows_of_step(config, steps, 12) == (176, 192)
-    assert rows_of_step(config, steps, 13) == (192, 208)
-    with pytest.raises(UserError, match="between the logged steps 9 and 12.*ask for step 12"):
+    steps += [{"step": 12, "tokens": 200 * 64}, {"step": 13, "tokens": 216 * 64}]
+    rows = [rows_of_step(config, steps, step, stretches) for step in (8, 9, 10, 12, 13)]
+    assert rows == [(80, 96), (96, 112), (152, 168), (184, 200), (200, 216)]
+    with pytest.raises(UserError, match="--step 11: by config.json step 12 ends before row 160"):
         rows_of_step(config, steps, 11)
 
 
