@@ -52,10 +52,11 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 def progress_line(record: Mapping[str, Any], total_steps: int, total_tokens: int) -> str:
     """One log line for people: how far, how well, how fast, how long still."""
     left = (total_tokens - record["tokens"]) / record["tokens_per_second"]
+    mfu = f"  MFU {record['mfu']:.1%}" if "mfu" in record else ""
     return (
         f"step {record['step']}/{total_steps} ({record['tokens'] / total_tokens:.0%})"
         f"  loss {record['loss']:.4f}  accuracy {record['masked_accuracy']:.3f}  lr {record['learning_rate']:.2e}"
-        f"  grad {record['grad_norm']:.2f}  {si(record['tokens_per_second'])} tokens/s"
+        f"  grad {record['grad_norm']:.2f}  {si(record['tokens_per_second'])} tokens/s{mfu}"
         f"  data wait {record['data_wait']:.1%}  left {duration(left)}"
     )
 

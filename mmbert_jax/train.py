@@ -27,16 +27,18 @@ from mmbert_jax import checkpoint
 from mmbert_jax.checks import check_start, check_tokenizer
 from mmbert_jax.config import claim_run, validate
 from mmbert_jax.data.mixture import describe
-from mmbert_jax.data.pipeline import PhaseData, microbatches, open_data
+from mmbert_jax.data.pipeline import PhaseData, first_rows, microbatches, open_data
 from mmbert_jax.dry_run import dry_run
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.evaluate.heldout import by_group, evaluate, group_table
+from mmbert_jax.flops import forward_flops_per_token
 from mmbert_jax.goodput import Timeline, describe_goodput, goodput, process_start, read_timeline
 from mmbert_jax.kernels import attention
 from mmbert_jax.metrics import MetricsWriter, progress_line, si
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.optim.schedules import batch_rows, learning_rate, phase_rows, phase_steps
 from mmbert_jax.parallel import processes
+from mmbert_jax.parallel.hardware import peak_flops
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.processes import everywhere, once
 from mmbert_jax.parallel.sharding import local_rows, put_rows
@@ -115,6 +117,18 @@ def train(
     data = everywhere(lambda: open_data(config.data, rows, phase_seed(config)))
     say(describe(data.mixture))
     check_tokenizer(config, data)
+    peak = peak_flops(mesh.devices.flat[0].device_kind)
+    if peak:
+        # The lengths of documents decide what attention costs.
+        sample = first_rows(data, 64)["segment_ids"]
+        flops = {
+            part: 3 * x  # forward and backward
+            for part, x in forward_flops_per_token(model, config.mask.ratio, sample).items()
+        }
+        parts = ", ".join(f"{part} {x / 1e6:.1f}" for part, x in flops.items())
+        say(
+            f"{sum(flops.values()) / 1e6:.1f} MFLOP a token ({parts}); peak of a device {peak / 1e12:.0f} TFLOP/s"
+        )
 
     # --- state: resumed, or started from another run's checkpoint, or from scratch ---
     abstract = abstract_state(config, mesh)
@@ -175,6 +189,9 @@ def train(
             "data_wait": data_wait,
             "skipped": skipped,  # since the last line
         }
+        if peak:
+            rate = record["tokens_per_second"] / mesh.size
+            record["mfu"] = rate * sum(flops.values()) / peak
         logged_tokens, skipped = record["tokens"], 0
         if writer:
             writer.write(record)

@@ -151,6 +151,9 @@ def test_progress_line():
         "step 250/1000 (25%)  loss 2.3457  accuracy 0.513  lr 8.00e-04  grad 1.23  1.0k tokens/s"
         "  data wait 1.2%  left 50m00s"
     )
+    assert "  1.0k tokens/s  MFU 41.2%  data" in progress_line(
+        record | {"mfu": 0.4123}, 1000, 4_000_000
+    )
 
 
 @pytest.mark.parametrize(

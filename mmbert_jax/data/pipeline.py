@@ -136,6 +136,11 @@ def microbatches(
     return stream
 
 
+def first_rows(phase_data: PhaseData, count: int) -> Batch:
+    """The first rows of a phase: `tokens`, `segment_ids`, `positions`, int32 [count, row_length]."""
+    return _Microbatches(phase_data, count, 0, np.arange(count))[0]
+
+
 def held_out_batches(
     data_config: Mapping, rows_per_batch: int, max_rows_per_language: int
 ) -> Iterator[tuple[Batch, list[str]]]:

@@ -58,6 +58,25 @@ CHIPS = {
     ),
 }  # fmt: skip
 
+# Beginnings of what jax calls them. The H200 has the H100's chip and more memory.
+_KINDS = {
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h100",
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Dense bfloat16 FLOP/s of a device, by what jax calls its kind; None where that is not known."""
+    for kind, chip in _KINDS.items():
+        if device_kind.startswith(kind):
+            return CHIPS[chip].flops
+    return None
+
 
 def parse_topology(topology: str) -> tuple[str, tuple[int, ...]]:
     """'v5e:16x16' -> ('v5e', (16, 16)); of GPUs the shape is hosts x GPUs of one: 'h100:2x8'.

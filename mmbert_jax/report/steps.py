@@ -10,7 +10,7 @@ from mmbert_jax.data import corpus
 from mmbert_jax.data.pipeline import PhaseData, documents_of
 from mmbert_jax.data.tokenizer import Tokenizer
 from mmbert_jax.errors import UserError
-from mmbert_jax.optim.schedules import batch_rows
+from mmbert_jax.optim.schedules import batch_rows, phase_rows
 from mmbert_jax.rollback import Stretch, next_row
 
 
@@ -33,6 +33,7 @@ def rows_of_step(
       UserError: the run has not logged as far as this step, or the log does not fit the config.
     """
     row_length = config.data.row_length
+    end = phase_rows(config.train, row_length)
     next_rows = {0: 0} | {record["step"]: record["tokens"] // row_length for record in steps}
     if not 1 <= step <= max(next_rows):
         raise UserError(f"--step {step}: the run has logged the steps 1 to {max(next_rows)}")
@@ -40,7 +41,7 @@ def rows_of_step(
     after = min(known for known in next_rows if known >= step)
     row, rows = next_row(next_rows[before], stretches), {}
     for number in range(before + 1, after + 1):
-        rows[number] = row, row + batch_rows(config.train, row, row_length)
+        rows[number] = row, min(row + batch_rows(config.train, row, row_length), end)
         row = next_row(rows[number][1], stretches)
     if row != next_row(next_rows[after], stretches):
         raise UserError(

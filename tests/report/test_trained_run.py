@@ -21,6 +21,7 @@ from mmbert_jax.errors import UserError
 from mmbert_jax.goodput import read_timeline
 from mmbert_jax.metrics import read_metrics
 from mmbert_jax.optim.schedules import phase_rows
+from mmbert_jax.parallel.hardware import peak_flops
 from mmbert_jax.profile import parse_steps
 from mmbert_jax.report.page import report_page
 from mmbert_jax.report.run_figures import MAX_POINTS, thin
@@ -30,6 +31,8 @@ from mmbert_jax.step import phase_seed
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = {"deu": 30, "eng": 70, "fao": 9}
 LOGGED = 3
+# FLOP/s; a CPU's is not known.
+PEAK = 1e10
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,7 @@ def watched(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mmbert_jax.train, "read_batches", watch)
+        patch.setattr(mmbert_jax.train, "peak_flops", lambda kind: PEAK)
         mmbert_jax.train.train(config, folder / "run", profile_steps=(2, 3))
     return folder / "run", config, fed
 
@@ -82,14 +86,14 @@ def test_the_documents_of_every_step_are_those_that_it_was_fed(watched):
 
 
 def test_skipped_rows_are_no_step_s(watched):
-    """Full batches of 16 from row 64 on. The run went back to step 9 and left out the 40 rows after it."""
+    """Full batches of 16 from row 64 to 192. The run went back to step 9 and left out the 40 rows after it."""
     config = watched[1]
     stretches = [{"step": 9, "first": 112, "stop": 152, "reason": "by hand"}]
     # Step 9 was logged when nothing was left out yet.
     steps = [{"step": 6, "tokens": 64 * 64}, {"step": 9, "tokens": 112 * 64}]
-    steps += [{"step": 12, "tokens": 200 * 64}, {"step": 13, "tokens": 216 * 64}]
-    rows = [rows_of_step(config, steps, step, stretches) for step in (8, 9, 10, 12, 13)]
-    assert rows == [(80, 96), (96, 112), (152, 168), (184, 200), (200, 216)]
+    steps += [{"step": 12, "tokens": 192 * 64}]
+    rows = [rows_of_step(config, steps, step, stretches) for step in (8, 9, 10, 12)]
+    assert rows == [(80, 96), (96, 112), (152, 168), (184, 192)]
     with pytest.raises(UserError, match="--step 11: by config.json step 12 ends before row 160"):
         rows_of_step(config, steps, 11)
 
@@ -110,6 +114,31 @@ def test_the_command_shows_one_microbatch(watched):
     done = subprocess.run([*command, "--step", "999"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: --step 999: the run has logged")
+
+
+def test_mfu_is_the_rate_of_flops_over_the_peak_of_eight_devices(watched):
+    """FLOPs of a token: two a weight and as many a key for scores and for values, three times for the backward pass."""
+    model = watched[1].model
+    width = model.hidden_size
+    layers = 2 * (4 * width * width + 3 * width * model.intermediate_size)
+    head = 0.3 * (width * width + width * model.vocab_size)
+    # Every row has a document of 5 tokens, one of 57, and two of padding, which see themselves.
+    documents = [range(5), range(5, 62), range(62, 63), range(63, 64)]
+    pairs = [abs(i - j) for document in documents for i in document for j in document]
+    keys = (len(pairs) + sum(distance <= model.attention_window // 2 for distance in pairs)) / 64
+    flops = 3 * (2 * layers + 2 * head + 4 * width * keys)
+    for record in read_metrics(watched[0]):
+        if "loss" in record:
+            expected = record["tokens_per_second"] * flops / PEAK / 8
+            assert record["mfu"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_peaks_are_known_by_what_jax_calls_the_devices():
+    assert peak_flops("NVIDIA H100 80GB HBM3") == 989.4e12
+    assert peak_flops("TPU v5 lite") == 197e12
+    assert peak_flops("TPU v5p") == peak_flops("TPU v5") == 459e12
+    assert peak_flops("NVIDIA H100 PCIe") is None  # slower, and not in the table
+    assert peak_flops("cpu") is None
 
 
 # --- the profiler's trace ---
