@@ -70,11 +70,12 @@ class Timeline:
     def open(self, run: Path, step: int) -> None:
         """Writes the record of a start at `step` into a run folder, and records from then on."""
         path = run / TIMELINE
-        if (
-            path.exists()
-        ):  # without a line that was being written when the process before was killed
-            data = path.read_bytes()
-            os.truncate(path, data.rfind(b"\n") + 1)
+        if path.exists():
+            # Without what was being written when the process or the machine went down.
+            lines = path.read_bytes().splitlines(keepends=True)
+            while lines and not _is_whole(lines[-1]):
+                lines.pop()
+            os.truncate(path, sum(map(len, lines)))
         self._file = path.open("a", encoding="utf-8")
         self._write("start", step)
 
@@ -216,6 +217,14 @@ def describe_goodput(result: Goodput) -> str:
     )
 
 
+def summary(run: Path) -> str:
+    """The line for the end of a run; what is wrong with the file, where something is: no reason for a run to fail."""
+    try:
+        return describe_goodput(goodput(read_timeline(run)))
+    except UserError as error:
+        return f"no goodput: {error}"
+
+
 def process_start() -> float:
     """Unix time at which this process began, imports and all; where the system does not tell, now."""
     try:
@@ -225,6 +234,13 @@ def process_start() -> float:
     ticks = int(fields[19])  # since the machine started; field 22 of proc(5), counted from 1
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     return time.time() - age
+
+
+def _is_whole(line: bytes) -> bool:
+    try:
+        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
+    except ValueError:  # also bytes that are no UTF-8
+        return False
 
 
 def _sum(*parts: Mapping[str, float]) -> dict[str, float]:

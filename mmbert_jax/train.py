@@ -32,7 +32,7 @@ from mmbert_jax.dry_run import dry_run
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.evaluate.heldout import by_group, evaluate, group_table
 from mmbert_jax.flops import forward_flops_per_token
-from mmbert_jax.goodput import Timeline, describe_goodput, goodput, process_start, read_timeline
+from mmbert_jax.goodput import Timeline, process_start, summary
 from mmbert_jax.kernels import attention
 from mmbert_jax.metrics import MetricsWriter, progress_line, si
 from mmbert_jax.model.config import ModelConfig
@@ -270,7 +270,7 @@ def train(
     clock.close()
     if writer:
         writer.close()
-        say(describe_goodput(goodput(read_timeline(workdir))))
+        say(summary(workdir))
     if row < rows:
         say(f"interrupted after step {step}, which is saved: the same command, run again, goes on")
         sys.exit(processes.RESTART)

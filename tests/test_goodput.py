@@ -15,6 +15,7 @@ from mmbert_jax.goodput import (
     goodput,
     process_start,
     read_timeline,
+    summary,
 )
 
 
@@ -150,10 +151,16 @@ def test_a_restart_appends_after_a_half_written_line(tmp_path, clock):
         timeline.open(tmp_path, step)
         timeline.close()
         with (tmp_path / TIMELINE).open("a") as file:
-            file.write('{"event": "progress", "ti')
+            file.write('\0\0\n{"event": "progress", "ti')
         clock[0] += 5
-    assert [r["step"] for r in read_timeline(tmp_path)] == [0, 3]
-    assert goodput(read_timeline(tmp_path)).seconds["down"] == 5
+    # What the second one left is an error only until the next start.
+    assert "line 3" in summary(tmp_path)
+    timeline = Timeline()
+    timeline.open(tmp_path, 3)
+    timeline.close()
+    assert [r["step"] for r in read_timeline(tmp_path)] == [0, 3, 3]
+    assert summary(tmp_path).startswith("goodput 0.0% of ")
+    assert goodput(read_timeline(tmp_path)).seconds["down"] == 10
 
 
 def test_processes_that_do_not_write_keep_the_time_all_the_same(clock):
