@@ -152,7 +152,7 @@ def _overview(runs: Sequence[Run]) -> str:
     """A line for each run, and the plots of a whole curriculum."""
     table = _table(
         ["phase", *dict.fromkeys(name for run in runs for name in facts(run))],
-        [{"phase": run.name} | facts(run) for run in runs],
+        [{"phase": html.escape(run.name)} | facts(run) for run in runs],
     )
     names = _names(runs)
     starts = {
