@@ -163,6 +163,8 @@ def train(config: ConfigDict, workdir: Path, rollback: tuple[int, int] | None = 
 
     def go_back(record: dict[str, Any]) -> None:
         checkpoint.finish(manager)
+        if writer:
+            writer.close()
         good_step, stop = record["step"] - skipped_in_a_row, record["tokens"] // row_length
         say(once(lambda: skip_bad_stretch(workdir, good_step, stop, rows)))
         sys.exit(processes.RESTART)
