@@ -201,6 +201,9 @@ def train(
         checkpoint.finish(manager)
         clock.book("checkpoint")
         clock.record(record["step"])
+        clock.close()
+        if writer:
+            writer.close()
         good_step, stop = record["step"] - skipped_in_a_row, record["tokens"] // row_length
         say(once(lambda: skip_bad_stretch(workdir, good_step, stop, rows)))
         sys.exit(processes.RESTART)

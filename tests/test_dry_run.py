@@ -36,7 +36,7 @@ def test_a_run_that_can_be_started(corpus, tmp_path, capsys):
     [
         ({"train__batch_rows": 12}, "config", "must be a multiple of"),
         ({"mesh__data": 3}, "mesh", "does not make 8 devices"),
-        ({"data__row_length": 32}, "data", "of 32 tokens"),
+        ({"data__row_length": 32}, "data", "prepare it with --row_length 32"),
         ({"model__vocab_size": 512}, "tokeniser", "set config.model.vocab_size=2048 or more"),
         ({"init_from": "/nowhere"}, "start checkpoint", "no checkpoint at /nowhere"),
     ],

@@ -20,9 +20,10 @@ from mmbert_jax.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPARED = ("loss", "masked_accuracy", "grad_norm", "learning_rate", "tokens", "skipped")
-EXAMPLE = """example, with the corpus of the demo (240 languages, growing batches):
-  python tools/kill_test.py --kills 20 --output runs/kill_test -- --config configs/demo.py:phase1 \\
-      --config.data.corpus=runs/demo/corpus --config.checkpoint.every_steps=5
+EXAMPLE = """example, with the demo's corpus: all its 240 languages, and batches that grow:
+  python tools/kill_test.py --kills 20 --output runs/kill_test -- --config configs/demo.py:decay_all \\
+      --config.data.corpus=runs/demo/corpus --config.checkpoint.every_steps=5 \\
+      --config.train.batch_warmup_from_rows=16 --config.train.batch_warmup_tokens=200000
 
 What stands after -- goes to python -m mmbert_jax.train; --workdir, and log_every_steps=1, are added.
 """

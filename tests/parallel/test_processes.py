@@ -23,8 +23,8 @@ from mmbert_jax.step import phase_seed
 ROOT = Path(__file__).resolve().parent.parent.parent
 OVERRIDES = {
     "model__vocab_size": 2048,
-    "train__tokens": 64 * 16 * 120,
-    "checkpoint__every_steps": 20,
+    "train__tokens": 64 * 16 * 20,
+    "checkpoint__every_steps": 5,
     "mesh__data": -1,
 }
 
@@ -42,6 +42,7 @@ def config(tmp_path_factory):
 def environment(tmp_path_factory):
     return os.environ | {
         "PYTHONPATH": str(ROOT),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # the programs are compiled more often than they run
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compilation_cache")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
@@ -96,14 +97,14 @@ def one_process(start, tmp_path_factory):
 
 
 def assert_same_run(workdir, reference):
-    """Equal but for the order of sums, which a hundred steps of training magnify."""
+    """Equal but for the order of sums, which twenty steps of training magnify."""
     ours, theirs = losses(workdir), losses(reference)
     assert (
         list(ours)
         == list(theirs)
         == list(range(1, phase_steps(tiny_config(**OVERRIDES).train, 64) + 1))
     )
-    np.testing.assert_allclose(list(ours.values())[:20], list(theirs.values())[:20], rtol=1e-5)
+    np.testing.assert_allclose(list(ours.values())[:10], list(theirs.values())[:10], rtol=1e-5)
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-3)
     ours, theirs = (read_metrics(run)[-1]["held_out"] for run in (workdir, reference))
     assert [(k, v["targets"]) for k, v in ours.items()] == [
@@ -153,26 +154,11 @@ def test_rows_on_the_devices_are_the_order_of_the_data(config, environment, tmp_
     assert places[3, 0] == places[3, 1] == {(0, 8)}
 
 
-@pytest.mark.parametrize(("processes", "devices"), [(2, 2), (4, 1), (1, 1)])
+@pytest.mark.parametrize(("processes", "devices"), [(4, 1), (1, 1)])
 def test_any_number_of_processes_trains_alike(start, one_process, tmp_path, processes, devices):
     output = finish(start(tmp_path / "run", processes, devices))
     assert output.count("is complete") == 1  # said by one of them
     assert_same_run(tmp_path / "run", one_process)
-
-
-def test_interrupted_runs_go_on_with_other_numbers_of_processes(start, one_process, tmp_path):
-    """SIGTERM stops all processes after the same step; 2 x 4 devices go on as 1 x 4, and back."""
-    workdir, stopped = tmp_path / "run", [0]
-    for processes in (2, 1):
-        process = start(workdir, processes, 4)
-        until(lambda: steps_done(workdir) > stopped[-1] + 2, process)
-        process.send_signal(signal.SIGTERM)
-        output = finish(process, RESTART)
-        stopped.append(int(re.search(r"interrupted after step (\d+)", output)[1]))
-        assert (workdir / "checkpoints" / str(stopped[-1])).is_dir()
-    assert f"resuming at step {stopped[1]}" in output
-    finish(start(workdir, 2, 4))
-    assert_same_run(workdir, one_process)
 
 
 def test_what_is_wrong_in_one_process_ends_all(start, tmp_path):
@@ -187,17 +173,39 @@ def children(process) -> list[int]:
     return sorted(map(int, listed.stdout.split()))
 
 
-def test_a_dead_and_a_silent_process_end_the_job_which_goes_on(start, one_process, tmp_path):
+def test_dead_silent_and_interrupted_processes(start, one_process, tmp_path):
+    """A job ends when one of its processes dies, hangs or is told to stop, and goes on with any number of them."""
     workdir = tmp_path / "run"
-    process = start(workdir, 2, 2, "--heartbeat_seconds=5")
-    until(lambda: steps_done(workdir) > 25, process)
-    first = children(process)
+
+    def until_it_goes_on(process, seen):
+        """Waits for a few steps of processes that are not the seen ones."""
+        until(lambda: len(c := children(process)) == 2 and not set(c) & set(seen), process)
+        before = steps_done(workdir)
+        until(lambda: steps_done(workdir) != before, process)
+        return children(process)
+
+    process = start(workdir, 2, 4, "--heartbeat_seconds=5", "--config.checkpoint.every_steps=2")
+    first = until_it_goes_on(process, [])
     os.kill(first[1], signal.SIGKILL)
-    until(lambda: len(c := children(process)) == 2 and not set(c) & set(first), process)
-    second, before = children(process), (workdir / "metrics.jsonl").stat().st_mtime
-    until(lambda: (workdir / "metrics.jsonl").stat().st_mtime > before + 1, process)
+    second = until_it_goes_on(process, first)
     os.kill(second[1], signal.SIGSTOP)
-    output = finish(process)
-    assert output.count("starting it again") == 2
-    assert "most likely another one has ended" in output
+    began = time.monotonic()
+    third = until_it_goes_on(process, second)
+    assert time.monotonic() - began < 60
+    os.kill(third[1], signal.SIGTERM)
+    until_it_goes_on(process, third)
+    process.send_signal(signal.SIGTERM)
+    output = finish(process, RESTART)
+    assert output.count("starting it again") == 3
+    assert "[0] error: process 0: an operation that all processes take part in failed" in output
+    stopped = re.findall(r"interrupted after step (\d+), which is saved", output)
+    assert len(stopped) == 2
+    assert (workdir / "checkpoints" / stopped[1]).is_dir()
+
+    process = start(workdir, 1, 4)
+    until(lambda: steps_done(workdir) > int(stopped[1]) + 1, process)
+    process.send_signal(signal.SIGTERM)
+    output = finish(process, RESTART)
+    assert f"resuming at step {stopped[1]}" in output
+    finish(start(workdir, 2, 4))
     assert_same_run(workdir, one_process)
