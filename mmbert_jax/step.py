@@ -147,18 +147,17 @@ def make_train_step(
         # By the targets of the whole batch, so that a row counts the same in any microbatch and on any device.
         targets = jnp.maximum(sums["targets"], 1.0)
         gradients = jax.tree.map(lambda g: g / targets, gradients)
-        updates, optimizer_state = update(
-            gradients, state["optimizer"], state["params"], learning_rate=learning_rate
-        )
-        new_state = {
-            "params": jax.tree.map(jnp.add, state["params"], updates),
-            "optimizer": optimizer_state,
-        }
         loss = sums["loss"] / targets
         grad_norm = jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(gradients)))
-        # A choice by one scalar, which XLA makes part of the loop that writes the new state.
         good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        new_state = jax.tree.map(lambda new, old: jnp.where(good, new, old), new_state, state)
+        updates, optimizer_state = update(
+            gradients,
+            state["optimizer"],
+            state["params"],
+            learning_rate=learning_rate,
+            apply=good,
+        )
+        params = jax.tree.map(jnp.add, state["params"], updates)
         metrics = {
             "loss": loss,
             "masked_accuracy": sums["correct"] / targets,
@@ -166,7 +165,7 @@ def make_train_step(
             "targets": sums["targets"],
             "skipped": 1.0 - good,
         }
-        return new_state, metrics
+        return {"params": params, "optimizer": optimizer_state}, metrics
 
     state, whole = state_shardings(config, mesh), replicated(mesh)
     return jax.jit(
