@@ -49,6 +49,7 @@ def published(size: str) -> ConfigDict:
                 "max_passes": 5.0,
                 "loader_workers": 4,
                 "prefetch": 4,
+                "stall_minutes": 1.5,
                 "sources": {},
             },
             "mask": {"ratio": 0.0, "mask_share": 0.8, "random_share": 0.1},
@@ -61,6 +62,7 @@ def published(size: str) -> ConfigDict:
                 "batch_warmup_tokens": 0,
                 # Ours: a sixteenth of the vocabulary at a time.
                 "loss_chunk": 16_000,
+                "max_skipped_steps": 10,
             },
             "optimizer": {
                 "peak_lr": 8e-4,
@@ -74,7 +76,7 @@ def published(size: str) -> ConfigDict:
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             # Ours, about once an hour on 8 GPUs, like the evaluation.
-            "checkpoint": {"every_steps": 0, "keep": 3},
+            "checkpoint": {"every_steps": 0, "every_minutes": 0.0, "keep": 3},
             "eval": {
                 "every_steps": 0,
                 "mask_ratio": 0.15,

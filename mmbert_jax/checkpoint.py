@@ -6,9 +6,10 @@ which every file is checked before anything is read.
 """
 
 import asyncio
+import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.experimental import multihost_utils
 
 from mmbert_jax.checksums import damage, write_sums
 from mmbert_jax.errors import UserError
+from mmbert_jax.parallel.processes import once
 
 Meta = dict[str, Any]
 Tree = dict[str, Any]
@@ -28,10 +29,13 @@ Tree = dict[str, Any]
 def open_manager(run: Path, keep: int) -> ocp.CheckpointManager:
     """Opens a run's checkpoints, first clearing what a killed save left behind."""
     folder = run.absolute() / "checkpoints"
-    if jax.process_index() == 0:
+
+    def clear() -> None:
         for leftover in _partial_saves(folder):
             print(f"removing {leftover}: a save that was killed before it was complete", flush=True)
             shutil.rmtree(leftover)
+
+    once(clear)
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         enable_async_checkpointing=True,
@@ -62,11 +66,41 @@ def save(manager: ocp.CheckpointManager, step: int, state: Tree, meta: Meta) -> 
         **{name: ocp.args.StandardSave(tree) for name, tree in state.items()},
         meta=ocp.args.JsonSave(meta),
     )
+    with _saying_where(manager):
+        saving = manager.save(step, args=args)
     # Orbax answers False, without a word, when it decides not to save: a step that is there already, for one.
-    if not manager.save(step, args=args):
+    if not saving:
         raise UserError(
             f"{manager.directory}: step {step} was not saved; is another run writing to this folder?"
         )
+
+
+def check_save(manager: ocp.CheckpointManager) -> None:
+    """Raises UserError if a save in the background has failed; returns at once."""
+    with _saying_where(manager):
+        manager.check_for_errors()
+
+
+def finish(manager: ocp.CheckpointManager) -> None:
+    """Waits for the last save and closes the manager; UserError if the save fails."""
+    with _saying_where(manager):
+        manager.wait_until_finished()
+    manager.close()
+
+
+@contextlib.contextmanager
+def _saying_where(manager: ocp.CheckpointManager) -> Iterator[None]:
+    """Turns what orbax and tensorstore raise when they cannot write, of several types, into a UserError."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:  # another process has gone
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise UserError(
+            f"saving to {manager.directory} failed: {reason}. Checkpoints that were complete are as they were; see to"
+            " the disk, then run the same command again"
+        ) from error
 
 
 def restore_latest(manager: ocp.CheckpointManager, abstract: Tree) -> tuple[Tree, Meta] | None:
@@ -78,11 +112,7 @@ def restore_latest(manager: ocp.CheckpointManager, abstract: Tree) -> tuple[Tree
       UserError: there are checkpoints, and all of them are damaged.
     """
     steps = _steps(Path(manager.directory))
-    newest = -1
-    if jax.process_index() == 0:
-        newest = next((step for step in steps if _intact(manager, step)), -1)
-    if jax.process_count() > 1:
-        newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
+    newest = once(lambda: next((step for step in steps if _intact(manager, step)), -1))
     manager.reload()  # those set aside are no longer there
     if newest >= 0:
         folder = Path(manager.directory) / str(newest)
@@ -252,7 +282,7 @@ def _restore(folder: Path, abstract: Tree) -> Tree:
 
 
 def _check_sums(folder: Path) -> None:
-    if jax.process_index() == 0 and (found := damage(folder)):
+    if found := once(lambda: damage(folder)):
         raise UserError(
             f"checkpoint {folder} is damaged: {found}. Copy it again, or name another one"
         )

@@ -80,6 +80,8 @@ FIELDS = {
     "data.loader_workers": _count,
     # Microbatches read ahead.
     "data.prefetch": _positive,
+    # A run that waits for longer than this for a batch ends, to be started again.
+    "data.stall_minutes": _above_zero,
     # Share of a row's tokens that are targets.
     "mask.ratio": _ratio,
     "mask.mask_share": _share,
@@ -94,6 +96,9 @@ FIELDS = {
     "train.batch_warmup_tokens": _count,
     # Classes whose logits are held at a time in the loss.
     "train.loss_chunk": _positive,
+    # A step with a loss or gradient that is not finite changes nothing. After this many in a row the run goes back to
+    # the checkpoint before them and on behind their rows.
+    "train.max_skipped_steps": _positive,
     "optimizer.peak_lr": _above_zero,
     # Fully decoupled: what a weight loses in a step at the peak learning rate.
     "optimizer.weight_decay": _not_negative,
@@ -108,6 +113,8 @@ FIELDS = {
     "mesh.fsdp": _axis,
     "mesh.tensor": _axis,
     "checkpoint.every_steps": _positive,
+    # A step that is logged also saves when the last save was started this long ago; 0: by steps alone.
+    "checkpoint.every_minutes": _not_negative,
     # Checkpoints that are kept, the newest ones.
     "checkpoint.keep": _positive,
     # Steps between evaluations on held-out rows; 0 evaluates at the end only.
@@ -131,7 +138,7 @@ def validate(config: ConfigDict) -> None:
     """
     given = {
         name: value
-        for name, value in _flatten(config.to_dict())
+        for name, value in flatten(config.to_dict())
         if not name.startswith(OPEN_SECTIONS)
     }
     for name in given.keys() - FIELDS.keys():
@@ -163,11 +170,13 @@ FREE_ON_RESUME = (
     "data.corpus",
     "data.loader_workers",
     "data.prefetch",
+    "data.stall_minutes",
+    "train.max_skipped_steps",
 )
 
 
-def claim_run(config: ConfigDict, run: Path) -> None:
-    """Makes the run folder and writes its config.json, or checks that the folder belongs to the same run.
+def check_run(config: ConfigDict, run: Path) -> None:
+    """Checks that a folder is free, or belongs to the same run.
 
     Raises:
       UserError: the folder holds something else, or a run whose config differs in a field that decides the result.
@@ -178,27 +187,33 @@ def claim_run(config: ConfigDict, run: Path) -> None:
             raise UserError(
                 f"{run} is not empty and is no run folder (it has no config.json): choose another --workdir"
             )
-        run.mkdir(parents=True, exist_ok=True)
-    else:
-        before, now = (
-            dict(_flatten(json.loads(path.read_text()))),
-            dict(_flatten(json.loads(to_json(config)))),
-        )
-        for name in sorted(before.keys() | now.keys()):
-            if before.get(name) != now.get(name) and not name.startswith(FREE_ON_RESUME):
-                raise UserError(
-                    f"{run} holds a run with config.{name}={before.get(name)!r}, not {now.get(name)!r}: resume it with"
-                    " the config that it was started with, or choose another --workdir"
-                )
+        return
+    before, now = (
+        dict(flatten(json.loads(path.read_text()))),
+        dict(flatten(json.loads(to_json(config)))),
+    )
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name) and not name.startswith(FREE_ON_RESUME):
+            raise UserError(
+                f"{run} holds a run with config.{name}={before.get(name)!r}, not {now.get(name)!r}: resume it with"
+                " the config that it was started with, or choose another --workdir"
+            )
+
+
+def claim_run(config: ConfigDict, run: Path) -> None:
+    """Makes the run folder and writes its config.json, after `check_run`."""
+    check_run(config, run)
+    run.mkdir(parents=True, exist_ok=True)
+    path = run / "config.json"
     partial = path.with_suffix(".partial")
     partial.write_text(to_json(config))
     os.replace(partial, path)
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in config.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

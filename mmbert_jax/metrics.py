@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -50,35 +49,14 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return list(_records(path))
 
 
-class Stopwatch:
-    """Time between log lines, with pauses (evaluation) taken out and waiting for data kept apart."""
-
-    def __init__(self):
-        self.restart()
-
-    def restart(self) -> None:
-        self._start = time.perf_counter()
-        self._paused = self._waited = 0.0
-
-    def pause(self, seconds: float) -> None:
-        self._paused += seconds
-
-    def wait(self, seconds: float) -> None:
-        self._waited += seconds
-
-    def read(self) -> tuple[float, float]:
-        """Seconds of training since the restart, and the share of them spent waiting for data."""
-        seconds = max(time.perf_counter() - self._start - self._paused, 1e-9)
-        return seconds, self._waited / seconds
-
-
 def progress_line(record: Mapping[str, Any], total_steps: int, total_tokens: int) -> str:
     """One log line for people: how far, how well, how fast, how long still."""
     left = (total_tokens - record["tokens"]) / record["tokens_per_second"]
+    mfu = f"  MFU {record['mfu']:.1%}" if "mfu" in record else ""
     return (
         f"step {record['step']}/{total_steps} ({record['tokens'] / total_tokens:.0%})"
         f"  loss {record['loss']:.4f}  accuracy {record['masked_accuracy']:.3f}  lr {record['learning_rate']:.2e}"
-        f"  grad {record['grad_norm']:.2f}  {si(record['tokens_per_second'])} tokens/s"
+        f"  grad {record['grad_norm']:.2f}  {si(record['tokens_per_second'])} tokens/s{mfu}"
         f"  data wait {record['data_wait']:.1%}  left {duration(left)}"
     )
 

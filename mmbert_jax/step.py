@@ -91,7 +91,9 @@ def make_train_step(
       first_row: uint32, number of the batch's first row in the order of the data.
       learning_rate: float32.
     and returns the new state and the step's metrics: loss (mean over all targets of the batch), masked_accuracy,
-    grad_norm (of the mean loss), targets.
+    grad_norm (of the mean loss), targets, skipped.
+
+    A step whose loss or gradient norm is not finite changes nothing: `skipped` is then 1 and the new state the old one.
     """
     model_config = ModelConfig.from_config(config.model)
     dtype = jnp.dtype(config.dtype)
@@ -145,15 +147,23 @@ def make_train_step(
         # By the targets of the whole batch, so that a row counts the same in any microbatch and on any device.
         targets = jnp.maximum(sums["targets"], 1.0)
         gradients = jax.tree.map(lambda g: g / targets, gradients)
+        loss = sums["loss"] / targets
+        grad_norm = jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(gradients)))
+        good = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         updates, optimizer_state = update(
-            gradients, state["optimizer"], state["params"], learning_rate=learning_rate
+            gradients,
+            state["optimizer"],
+            state["params"],
+            learning_rate=learning_rate,
+            apply=good,
         )
         params = jax.tree.map(jnp.add, state["params"], updates)
         metrics = {
-            "loss": sums["loss"] / targets,
+            "loss": loss,
             "masked_accuracy": sums["correct"] / targets,
-            "grad_norm": jnp.sqrt(sum(jnp.square(g).sum() for g in jax.tree.leaves(gradients))),
+            "grad_norm": grad_norm,
             "targets": sums["targets"],
+            "skipped": 1.0 - good,
         }
         return {"params": params, "optimizer": optimizer_state}, metrics
 

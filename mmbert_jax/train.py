@@ -4,12 +4,15 @@
         --config.data.corpus=CORPUS --config.init_from=runs/phase1
 
 Any field of the config can be given on the command line as `--config.x.y=value`. The same command, run again, resumes
-from the newest checkpoint in the run folder and repeats, bit for bit, what an uninterrupted run would have done.
+from the newest checkpoint in the run folder and repeats, bit for bit, what an uninterrupted run would have done. In a
+job of several processes, each of them runs this command; launch/ has ways to start them.
 """
 
+import errno
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +24,78 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from mmbert_jax import checkpoint
+from mmbert_jax.checks import check_start, check_tokenizer
 from mmbert_jax.config import claim_run, validate
 from mmbert_jax.data.mixture import describe
-from mmbert_jax.data.pipeline import PhaseData, microbatches, open_data
+from mmbert_jax.data.pipeline import PhaseData, first_rows, microbatches, open_data
+from mmbert_jax.dry_run import dry_run
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.evaluate.heldout import by_group, evaluate, group_table
+from mmbert_jax.flops import forward_flops_per_token
+from mmbert_jax.goodput import Timeline, process_start, summary
 from mmbert_jax.kernels import attention
-from mmbert_jax.metrics import MetricsWriter, Stopwatch, progress_line, si
+from mmbert_jax.metrics import MetricsWriter, progress_line, si
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.optim.schedules import batch_rows, learning_rate, phase_rows, phase_steps
+from mmbert_jax.parallel import processes
+from mmbert_jax.parallel.hardware import peak_flops
 from mmbert_jax.parallel.mesh import make_mesh
-from mmbert_jax.parallel.sharding import batch_sharding, rows_per_process
+from mmbert_jax.parallel.processes import everywhere, once
+from mmbert_jax.parallel.sharding import local_rows, put_rows
+from mmbert_jax.profile import StepTrace, parse_steps
+from mmbert_jax.rollback import Stretch, next_row, read_stretches, roll_back, skip_bad_stretch
 from mmbert_jax.step import State, abstract_state, compile_train_step, init_state, phase_seed
+from mmbert_jax.watchdog import deadline
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/phase1.py or configs/phase1.py:small."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: config, metrics and checkpoints.")
+_DRY_RUN = flags.DEFINE_boolean(
+    "dry_run",
+    False,
+    "Check config, data, checkpoints, disk and step; write nothing; exit with 0 or 1.",
+)
+_ROLLBACK = flags.DEFINE_integer(
+    "rollback_to_step", None, "Go back to the checkpoint of this step; newer ones are set aside."
+)
+_SKIP_ROWS = flags.DEFINE_integer(
+    "skip_rows", 0, "With --rollback_to_step: go on this many rows later in the data."
+)
+_PROFILE_STEPS = flags.DEFINE_string(
+    "profile_steps", None, "FIRST:LAST, steps whose profiler trace is written into RUN/profile."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", os.environ.get("JAX_COORDINATOR_ADDRESS"), "host:port of process 0."
+)
+_PROCESSES = flags.DEFINE_integer(
+    "num_processes", os.environ.get("JAX_NUM_PROCESSES"), "Processes of the job."
+)
+_PROCESS = flags.DEFINE_integer("process_id", os.environ.get("JAX_PROCESS_ID"), "From 0.")
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat_seconds", 60, "A process that is silent for so long counts as dead: the job ends."
+)
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
-    """Runs a phase to its end, from wherever its run folder says that it stands."""
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    rollback: tuple[int, int] | None = None,
+    *,
+    began: float | None = None,
+    profile_steps: tuple[int, int] | None = None,
+) -> None:
+    """Runs a phase to its end, from wherever its run folder says that it stands.
+
+    Args:
+      rollback: (step, rows): go back to the checkpoint of that step and on so many rows later.
+      began: Unix time at which the program began, for the account of time in the run folder; None: now.
+      profile_steps: first and last of the steps to trace.
+
+    Raises:
+      SystemExit: with status `processes.RESTART`; the run was interrupted or went back, and the same call goes on.
+    """
+    clock = Timeline(began)
     # --- config: everything that can be wrong is refused before anything is written ---
     validate(config)
     row_length, train_config = config.data.row_length, config.train
@@ -50,7 +104,7 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
     # --- devices ---
     mesh = make_mesh(config.mesh)
-    rows_per_process(mesh, train_config.microbatch_rows, "config.train.microbatch_rows")
+    local_rows(mesh, train_config.microbatch_rows, "config.train.microbatch_rows")
     say(
         f"mesh {dict(mesh.shape)} on {mesh.size} x {mesh.devices.flat[0].device_kind}, {jax.process_count()} processes"
     )
@@ -60,17 +114,33 @@ def train(config: ConfigDict, workdir: Path) -> None:
     say(f"attention: {attention.describe(mesh, shape, config.dtype, windows)}")
 
     # --- data: every row of the phase is known by its number ---
-    data = open_data(config.data, rows, phase_seed(config))
+    data = everywhere(lambda: open_data(config.data, rows, phase_seed(config)))
     say(describe(data.mixture))
     check_tokenizer(config, data)
+    peak = peak_flops(mesh.devices.flat[0].device_kind)
+    if peak:
+        # The lengths of documents decide what attention costs.
+        sample = first_rows(data, 64)["segment_ids"]
+        flops = {
+            part: 3 * x  # forward and backward
+            for part, x in forward_flops_per_token(model, config.mask.ratio, sample).items()
+        }
+        parts = ", ".join(f"{part} {x / 1e6:.1f}" for part, x in flops.items())
+        say(
+            f"{sum(flops.values()) / 1e6:.1f} MFLOP a token ({parts}); peak of a device {peak / 1e12:.0f} TFLOP/s"
+        )
 
     # --- state: resumed, or started from another run's checkpoint, or from scratch ---
     abstract = abstract_state(config, mesh)
-    if config.init_from and not (workdir / "checkpoints").is_dir():
-        check_start(config, data, abstract)
-    claim_run(config, workdir)
+    if config.init_from and not once(lambda: (workdir / "checkpoints").is_dir()):
+        everywhere(lambda: check_start(config, data, abstract))
+    once(lambda: claim_run(config, workdir))
+    if rollback:
+        say(once(lambda: roll_back(workdir, *rollback, train_config.microbatch_rows, rows)))
+    stretches = once(lambda: read_stretches(workdir))
     manager = checkpoint.open_manager(workdir, config.checkpoint.keep)
-    state, step, row, history = restore_or_start(config, mesh, manager, abstract)
+    state, start = restore_or_start(config, mesh, manager, abstract)
+    step, row = start["step"], next_row(start["row"], stretches)
     count = parameter_overview.count_parameters(state["params"])
     say(
         f"phase {config.phase}: {count:,} parameters, {si(tokens)} tokens in {steps} steps of"
@@ -81,41 +151,75 @@ def train(config: ConfigDict, workdir: Path) -> None:
         return
 
     # --- loop ---
-    start = time.perf_counter()
+    clock.book("start_up")
+    if jax.process_index() == 0:
+        clock.open(workdir, step)
     train_step = compile_train_step(config, mesh)
-    say(f"compiled the training step in {time.perf_counter() - start:.1f} s")
+    say(f"compiled the training step in {clock.book('compile'):.1f} s")
+    trace = StepTrace(workdir, profile_steps)
     held_out = evaluate(config, mesh)
     writer = MetricsWriter(workdir, step) if jax.process_index() == 0 else None
-    batches = read_batches(config, data, mesh, row, rows)
-    clock, logged_tokens = Stopwatch(), row * row_length
+    batches = read_batches(config, data, mesh, row, rows, stretches)
+    stop_asked, stopping = processes.watch_for_stop(), False
+    saved_at = time.monotonic()
+    logged_tokens = row * row_length
+    skipped, skipped_in_a_row = 0, start["skipped_in_a_row"]  # steps without a finite gradient
     before: dict[str, Any] | None = (
         None  # the step that was dispatched last, its metrics not yet read
     )
     groups: dict[str, Any] = {}
 
     def log(record: dict[str, Any]) -> None:
-        nonlocal logged_tokens
+        nonlocal logged_tokens, skipped, skipped_in_a_row
         record |= {name: float(x) for name, x in record.pop("metrics").items()}
-        if record["step"] % config.log_every_steps and record["step"] != steps:
+        if record["skipped"]:
+            skipped, skipped_in_a_row = skipped + 1, skipped_in_a_row + 1
+            say(f"step {record['step']} had no finite gradient and changed nothing")
+            if skipped_in_a_row >= train_config.max_skipped_steps:
+                go_back(record)
+        else:
+            skipped_in_a_row = 0
+        if record["step"] % config.log_every_steps and record["tokens"] < tokens:
             return
-        seconds, data_wait = clock.read()
+        clock.book("step")
+        clock.record(record["step"])
+        seconds, data_wait = clock.lap()
         record |= {
             "tokens_per_second": (record["tokens"] - logged_tokens) / seconds,
             "data_wait": data_wait,
+            "skipped": skipped,  # since the last line
         }
-        clock.restart()
-        logged_tokens = record["tokens"]
+        if peak:
+            rate = record["tokens_per_second"] / mesh.size
+            record["mfu"] = rate * sum(flops.values()) / peak
+        logged_tokens, skipped = record["tokens"], 0
         if writer:
             writer.write(record)
         say(progress_line(record, steps, tokens))
 
-    while row < rows:
-        waiting = time.perf_counter()
+    def go_back(record: dict[str, Any]) -> None:
+        checkpoint.finish(manager)
+        clock.book("checkpoint")
+        clock.record(record["step"])
+        clock.close()
+        if writer:
+            writer.close()
+        good_step, stop = record["step"] - skipped_in_a_row, record["tokens"] // row_length
+        say(once(lambda: skip_bad_stretch(workdir, good_step, stop, rows)))
+        sys.exit(processes.RESTART)
+
+    clock.book("start_up")
+    while row < rows and not stopping:
+        clock.book("step")
         batch, count = next(batches)
-        clock.wait(time.perf_counter() - waiting)
+        # While the step before still runs, nothing waits for data.
+        busy = before and not before["metrics"]["loss"].is_ready()
+        clock.book("step" if busy else "data_wait")
         rate = learning_rate(config.optimizer, row * row_length, tokens)
+        trace.before(step + 1, state)
         state, metrics = train_step(state, batch, np.int32(count), np.uint32(row), np.float32(rate))
-        row += count * train_config.microbatch_rows
+        trace.after(step + 1, state)
+        row = next_row(row + count * train_config.microbatch_rows, stretches)
         step += 1
         if before:
             log(before)  # the device is at work on the step that was just dispatched
@@ -126,11 +230,18 @@ def train(config: ConfigDict, workdir: Path) -> None:
             "metrics": metrics,
         }
 
-        last = row >= rows
+        last, stopping = row >= rows, stop_asked(step)
+        checkpoint.check_save(manager)
         evaluating = last or (config.eval.every_steps and step % config.eval.every_steps == 0)
-        if evaluating:
+        saving = step % config.checkpoint.every_steps == 0
+        if config.checkpoint.every_minutes and step % config.log_every_steps == 0:
+            minutes = (time.monotonic() - saved_at) / 60
+            saving |= processes.as_in_first(minutes >= config.checkpoint.every_minutes)
+        if evaluating or saving or last or stopping:
             log(before)
-            before, start = None, time.perf_counter()
+            before = None
+            clock.book("step")
+        if evaluating:
             results = held_out(state["params"])
             groups = by_group(results, config.eval.groups)
             if writer:
@@ -143,18 +254,29 @@ def train(config: ConfigDict, workdir: Path) -> None:
                     }
                 )
             say(group_table(groups))
-            clock.pause(time.perf_counter() - start)
-        if last or step % config.checkpoint.every_steps == 0:
-            meta = describe_checkpoint(config, data, step, row, history, groups)
-            start = time.perf_counter()
+            clock.book("evaluation")
+            clock.record(step)
+        # Among skipped steps there is nothing new to save, and what might be gone back to has to stay.
+        if (saving and not skipped_in_a_row) or last or stopping:
+            meta = describe_checkpoint(config, data, step, row, start["history"], groups)
+            meta |= {"skipped_in_a_row": skipped_in_a_row, "skipped_rows": stretches}
+            saved_at = time.monotonic()
             checkpoint.save(manager, step, state, meta)
-            clock.pause(time.perf_counter() - start)
+            clock.book("checkpoint")
+            clock.record(step)
 
     # --- end ---
-    manager.wait_until_finished()
-    manager.close()
+    checkpoint.finish(manager)
+    trace.close()
+    clock.book("checkpoint")
+    clock.record(step)
+    clock.close()
     if writer:
         writer.close()
+        say(summary(workdir))
+    if row < rows:
+        say(f"interrupted after step {step}, which is saved: the same command, run again, goes on")
+        sys.exit(processes.RESTART)
     say(
         f"phase {config.phase} is complete: {si(tokens)} tokens, checkpoint {workdir / 'checkpoints' / str(step)}"
     )
@@ -162,8 +284,8 @@ def train(config: ConfigDict, workdir: Path) -> None:
 
 def restore_or_start(
     config: ConfigDict, mesh: Mesh, manager: Any, abstract: State
-) -> tuple[State, int, int, list[dict[str, Any]]]:
-    """The state to go on from, its step and row counter, and the phases that the model went through before this one.
+) -> tuple[State, dict[str, Any]]:
+    """The state to go on from, and where it stands: `step`, `row`, `skipped_in_a_row` and `history`, the phases before.
 
     1. The run folder has a checkpoint: resume it, moments, step, row counter and all.
     2. `config.init_from` names a checkpoint: its parameters, and its moments where it has them, at row 0 of this phase.
@@ -173,71 +295,58 @@ def restore_or_start(
     if resumed:
         state, meta = resumed
         say(f"resuming at step {meta['step']}, row {meta['row']}")
-        return state, meta["step"], meta["row"], meta["history"]
+        return state, {"skipped_in_a_row": 0, **meta}
+    new = {"step": 0, "row": 0, "skipped_in_a_row": 0, "history": []}
     if not config.init_from:
-        return init_state(config, mesh), 0, 0, []
+        return init_state(config, mesh), new
     state, meta = checkpoint.restore_for_phase(config.init_from, abstract)
     if "optimizer" not in state:
         say(f"{config.init_from} has no optimiser state: the moments start from zero")
         state = {"params": state["params"], "optimizer": init_state(config, mesh)["optimizer"]}
     say(f"starting from {config.init_from}, phase {meta['phase']}, step {meta['step']}")
     past = {name: meta[name] for name in ("phase", "step", "tokens")}
-    return state, 0, 0, [*meta.get("history", []), past]
-
-
-def check_start(config: ConfigDict, data: PhaseData, abstract: State) -> None:
-    """The checkpoint of `config.init_from` must hold this model, trained with the corpus's tokeniser."""
-    meta = checkpoint.check_fits(config.init_from, abstract["params"])
-    theirs, ours = (meta.get("tokenizer") or {}).get("sha256"), data.tokenizer["sha256"]
-    if theirs not in (None, ours):
-        raise UserError(
-            f"config.init_from={config.init_from} was trained with another tokeniser ({theirs[:12]}) than the corpus"
-            f" {config.data.corpus} was prepared with ({ours[:12]}): prepare the corpus with the run's tokeniser"
-        )
-
-
-def check_tokenizer(config: ConfigDict, data: PhaseData) -> None:
-    """The corpus's token ids must have rows in the embedding."""
-    vocab_size = data.tokenizer["vocab_size"]
-    if vocab_size > config.model.vocab_size:
-        raise UserError(
-            f"config.model.vocab_size={config.model.vocab_size} is too small for {config.data.corpus}, whose tokeniser"
-            f" has {vocab_size} entries: set config.model.vocab_size={vocab_size} or more"
-        )
+    return state, {**new, "history": [*meta.get("history", []), past]}
 
 
 def read_batches(
-    config: ConfigDict, data: PhaseData, mesh: Mesh, row: int, rows: int
+    config: ConfigDict,
+    data: PhaseData,
+    mesh: Mesh,
+    row: int,
+    rows: int,
+    stretches: Sequence[Stretch] = (),
 ) -> Iterator[tuple[dict[str, jax.Array], int]]:
     """Batches from global row `row` on, on the devices, each with the number of microbatches that it holds.
 
-    Every batch has the shape of the largest, [microbatches, rows of one, L]; what is not needed is zero.
+    Every batch has the shape of the largest, [microbatches, rows of one, L]; what is not needed is zero. Each process
+    reads the rows that its devices need. Batches that would start inside a stretch of skipped rows start behind it.
     """
     microbatch_rows = config.train.microbatch_rows
     slots = config.train.batch_rows // microbatch_rows
-    sharding = batch_sharding(mesh, leading=1)
-    stream = microbatches(
-        data,
-        microbatch_rows,
-        row,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        workers=config.data.loader_workers,
-        prefetch=config.data.prefetch,
+    mine = local_rows(mesh, microbatch_rows, "config.train.microbatch_rows")
+    minutes = config.data.stall_minutes
+    stalled = (
+        f"no batch came within {minutes} minutes (config.data.stall_minutes): what holds {config.data.corpus} does not"
+        " answer. The same command, run again, goes on from the newest checkpoint"
     )
+
+    def stream_from(row: int) -> Iterator[dict[str, np.ndarray]]:
+        workers, prefetch = config.data.loader_workers, config.data.prefetch
+        return microbatches(data, microbatch_rows, row, mine, workers, prefetch)
+
+    stream = stream_from(row)
     while row < rows:
-        count = batch_rows(config.train, row, config.data.row_length) // microbatch_rows
-        parts = [next(stream) for _ in range(count)]
+        # After a skipped stretch the phase need not end with a whole batch.
+        wanted = min(batch_rows(config.train, row, config.data.row_length), rows - row)
+        count = wanted // microbatch_rows
+        with deadline(60 * minutes, stalled, processes.RESTART):
+            parts = [next(stream) for _ in range(count)]
         empty = [{name: np.zeros_like(x) for name, x in parts[0].items()}] * (slots - count)
         batch = {name: np.stack([part[name] for part in parts + empty]) for name in parts[0]}
-        yield (
-            {
-                name: jax.make_array_from_process_local_data(sharding, x)
-                for name, x in batch.items()
-            },
-            count,
-        )
+        yield put_rows(mesh, microbatch_rows, batch), count
         row += count * microbatch_rows
+        if (after := next_row(row, stretches)) > row:
+            row, stream = after, stream_from(after)
 
 
 def describe_checkpoint(
@@ -270,8 +379,29 @@ def main(argv: list[str]) -> None:
         )
     if _CONFIG.value is None or _WORKDIR.value is None:
         raise UserError("--config FILE and --workdir RUN are required")
+    if _ROLLBACK.value is None and _SKIP_ROWS.value:
+        raise UserError("--skip_rows needs --rollback_to_step, which says where to skip them")
+    rollback = None if _ROLLBACK.value is None else (_ROLLBACK.value, _SKIP_ROWS.value)
     logging.set_verbosity(logging.WARNING)
-    train(_CONFIG.value, Path(_WORKDIR.value))
+    place = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    processes.join(*place, heartbeat_seconds=_HEARTBEAT.value)
+    with processes.ending_together():
+        if _DRY_RUN.value:
+            sys.exit(0 if dry_run(_CONFIG.value, Path(_WORKDIR.value)) else 1)
+        try:
+            train(
+                _CONFIG.value,
+                Path(_WORKDIR.value),
+                rollback,
+                began=process_start(),
+                profile_steps=parse_steps(_PROFILE_STEPS.value),
+            )
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(
+                f"writing to {_WORKDIR.value} failed: {error.strerror}. Make room, then run the same command again"
+            ) from error
 
 
 def parse_flags(argv: list[str]) -> list[str]:

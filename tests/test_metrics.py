@@ -11,7 +11,6 @@ from tensorboardX.proto.event_pb2 import Event
 from mmbert_jax.errors import UserError
 from mmbert_jax.metrics import (
     MetricsWriter,
-    Stopwatch,
     duration,
     progress_line,
     read_metrics,
@@ -152,6 +151,9 @@ def test_progress_line():
         "step 250/1000 (25%)  loss 2.3457  accuracy 0.513  lr 8.00e-04  grad 1.23  1.0k tokens/s"
         "  data wait 1.2%  left 50m00s"
     )
+    assert "  1.0k tokens/s  MFU 41.2%  data" in progress_line(
+        record | {"mfu": 0.4123}, 1000, 4_000_000
+    )
 
 
 @pytest.mark.parametrize(
@@ -182,16 +184,3 @@ def test_numbers(number, text):
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
-
-
-def test_stopwatch_leaves_pauses_out(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    clock = Stopwatch()
-    now[0] += 10
-    clock.pause(6)
-    clock.wait(1)
-    assert clock.read() == (4.0, 0.25)
-    clock.restart()
-    now[0] += 2
-    assert clock.read() == (2.0, 0.0)

@@ -113,3 +113,32 @@ def test_the_step_needs_no_more_than_jax_flax_optax_and_numpy():
     absent = ("array_record", "clu", "grain", "ml_collections", "tensorboardX", "tokenizers")
     code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import mmbert_jax.step"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_step_without_finite_gradients_changes_nothing(monkeypatch):
+    """The run goes on as one that never took that step, also where NaN or infinity is in one row's loss alone."""
+    bad_rows = {3: np.nan, 19: np.inf}
+
+    def poisoned(key, row_ids, *args, **options):
+        inputs, positions, labels, weights = mask_tokens(key, row_ids, *args, **options)
+        for row, value in bad_rows.items():
+            weights = jnp.where((row_ids == row)[:, None], value, weights)
+        return inputs, positions, labels, weights
+
+    monkeypatch.setattr("mmbert_jax.step.mask_tokens", poisoned)
+    config, mesh = tiny_config(), make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    step, batch = make_train_step(config, mesh), random_rows(1, 8)
+
+    def take(first_rows):
+        state, skipped = init_state(config, mesh), []
+        for row in first_rows:
+            state, metrics = step(state, batch, np.int32(1), np.uint32(row), np.float32(2e-3))
+            skipped.append(float(metrics["skipped"]))
+            assert np.isfinite(float(metrics["grad_norm"])) != metrics["skipped"]
+        return jax.tree.map(np.asarray, state), skipped
+
+    ours, skipped = take([0, 8, 16, 24])
+    never, _ = take([8, 24])
+    assert skipped == [1, 0, 1, 0]
+    assert int(ours["optimizer"].count) == 2
+    jax.tree.map(np.testing.assert_array_equal, ours, never)

@@ -18,9 +18,11 @@ from tiny import tiny_config
 from mmbert_jax.checkpoint import restore_params
 from mmbert_jax.data.pipeline import microbatches, open_data
 from mmbert_jax.errors import UserError
+from mmbert_jax.goodput import goodput, read_timeline
 from mmbert_jax.metrics import read_metrics
 from mmbert_jax.optim.schedules import phase_rows, phase_steps
 from mmbert_jax.parallel.mesh import make_mesh
+from mmbert_jax.parallel.processes import RESTART
 from mmbert_jax.step import phase_seed
 from mmbert_jax.train import read_batches, train
 
@@ -86,18 +88,31 @@ def losses(workdir):
     return {r["step"]: (r["loss"], r["grad_norm"]) for r in read_metrics(workdir) if "loss" in r}
 
 
-def kill_when(command, workdir, environment, condition):
-    """Starts a run and kills it the moment that `condition` holds; it must not end by itself before."""
+def signal_when(command, workdir, environment, condition, number):
+    """Starts a run and signals it the moment that `condition` holds; returns how it ended and what it printed.
+
+    It must not end by itself before.
+    """
     process = subprocess.Popen(
-        [*command, "--workdir", str(workdir)], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+        [*command, "--workdir", str(workdir)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 120
     while not condition() and time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert process.poll() is None, "the run ended before it could be signalled"
         time.sleep(0.0005)
     assert time.monotonic() < deadline
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(number)
+    output, _ = process.communicate()
+    return process.returncode, output
+
+
+def kill_when(command, workdir, environment, condition):
+    status, _ = signal_when(command, workdir, environment, condition, signal.SIGKILL)
+    assert status == -signal.SIGKILL
 
 
 def test_killed_between_and_during_saves_it_resumes_bit_for_bit(
@@ -121,8 +136,65 @@ def test_killed_between_and_during_saves_it_resumes_bit_for_bit(
     assert "resuming at step" in result.stdout
     assert losses(workdir) == losses(uninterrupted)
     assert len(losses(workdir)) == phase_steps(tiny_config().train, 64)
+    time_spent = goodput(read_timeline(workdir))
+    assert len(time_spent.starts) == 4
+    assert time_spent.starts[0].lost_steps >= 3  # its first save was not complete
+    assert min(time_spent.seconds[kind] for kind in ("step", "lost", "down", "compile")) > 0
+    assert "goodput" in result.stdout
     ours, reference = (restore_params(folder)[0] for folder in (workdir, uninterrupted))
     jax.tree.map(np.testing.assert_array_equal, ours, reference)
+
+
+def test_a_signal_stops_it_after_a_step_that_is_saved(
+    command, environment, uninterrupted, tmp_path
+):
+    workdir = tmp_path / "stopped"
+    for lines, number in ((2, signal.SIGTERM), (5, signal.SIGINT)):
+
+        def logged(lines=lines):
+            path = workdir / "metrics.jsonl"
+            return path.exists() and len(path.read_text().splitlines()) >= lines
+
+        status, output = signal_when(command, workdir, environment, logged, number)
+        assert status == RESTART
+        step = int(re.search(r"interrupted after step (\d+), which is saved", output)[1])
+        assert (workdir / "checkpoints" / str(step) / "SHA256SUMS").is_file()
+    assert run(command, workdir, environment).returncode == 0
+    assert losses(workdir) == losses(uninterrupted)
+
+
+def test_saves_by_minutes_as_well(command, environment, uninterrupted, tmp_path):
+    """A minute that has always passed: every step that is logged saves."""
+    overrides = ["--config.checkpoint.every_steps=1000", "--config.checkpoint.every_minutes=1e-9"]
+    result = run(command, tmp_path / "run", environment, *overrides, "--config.log_every_steps=5")
+    assert result.returncode == 0, result.stderr
+    saved = sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert saved == [5, 10, phase_steps(tiny_config().train, 64)]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system with room for two of the run's checkpoints."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(words, capture_output=True).returncode:
+        pytest.skip("needs a mount of its own")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_complete_checkpoints(command, environment, uninterrupted, small_disk):
+    result = run(command, small_disk, environment)
+    assert result.returncode == 2
+    assert re.search(r"error: .*disk.* failed: .*space", result.stderr)
+    before = sorted(p for p in (small_disk / "checkpoints").iterdir() if p.name.isdigit())
+    assert before
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    result = run(command, small_disk, environment)
+    assert result.returncode == 0, result.stderr
+    assert f"resuming at step {max(int(path.name) for path in before)}" in result.stdout
+    assert losses(small_disk) == losses(uninterrupted)
 
 
 def test_a_complete_run_is_left_alone(command, environment, uninterrupted):
@@ -147,7 +219,7 @@ def test_run_folder_explains_itself(uninterrupted, corpus):
             "data_wait",
             "learning_rate",
         ),
-        *("grad_norm", "targets"),
+        *("grad_norm", "targets", "skipped"),
     }
     held_out = records[-1]["held_out"]
     assert len(held_out) == 40

@@ -32,6 +32,7 @@ def tiny_config(**overrides) -> ConfigDict:
                 "max_passes": 100.0,
                 "loader_workers": 0,
                 "prefetch": 2,
+                "stall_minutes": 1.0,
                 "sources": {"text": {"share": 1.0, "languages": ()}},
             },
             "mask": {"ratio": 0.3, "mask_share": 0.8, "random_share": 0.1},
@@ -42,6 +43,7 @@ def tiny_config(**overrides) -> ConfigDict:
                 "batch_warmup_from_rows": 8,
                 "batch_warmup_tokens": 64 * 8 * 4,
                 "loss_chunk": 128,
+                "max_skipped_steps": 10,
             },
             "optimizer": {
                 "peak_lr": 2e-3,
@@ -54,7 +56,7 @@ def tiny_config(**overrides) -> ConfigDict:
                 "final_lr_fraction": 1.0,
             },
             "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
-            "checkpoint": {"every_steps": 4, "keep": 3},
+            "checkpoint": {"every_steps": 4, "every_minutes": 0.0, "keep": 3},
             "eval": {
                 "every_steps": 0,
                 "mask_ratio": 0.15,

@@ -1,13 +1,6 @@
 """Times the whole training step on synthetic packed rows: tokens a second, share of the matmul peak, memory, parts.
 
-Needs jax, flax, optax and numpy. FLOPs a token, forward, for L layers, hidden size D, GLU size F, heads of size K:
-
-    dense layers   2 L (4 D^2 + 3 D F)
-    attention      4 H K x (mean number of keys that a query sees), summed over global and local layers
-    head           2 (D^2 + D V) x (share of masked tokens)
-
-and three times that for the step, since the backward pass has two products for each of the forward pass. Recomputed
-logits of the loss are not counted: model FLOPs, not those of the hardware. MFU is their rate over that of a large
+Needs jax, flax, optax and numpy. FLOPs are counted as in mmbert_jax/flops.py; MFU is their rate over that of a large
 matrix product in the compute dtype, measured here.
 """
 
@@ -26,8 +19,8 @@ import numpy as np
 from bench_timing import matmul_peak
 
 from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.flops import forward_flops_per_token
 from mmbert_jax.kernels import attention
-from mmbert_jax.kernels.ranges import ranges
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.step import compile_train_step, init_state
@@ -141,23 +134,6 @@ def make_batch(config: Fields, document: int) -> dict[str, np.ndarray]:
     return {name: np.broadcast_to(x, shape).astype(np.int32) for name, x in rows.items()}
 
 
-def flops_per_token(
-    config: ModelConfig, masked: float, segment_ids: np.ndarray
-) -> dict[str, float]:
-    """Forward, by part; see the head of this file."""
-    d, f = config.hidden_size, config.intermediate_size
-    keys = 0.0
-    for i in range(config.num_layers):
-        window = None if config.is_global(i) else config.attention_window // 2
-        r = ranges(jnp.asarray(segment_ids), window)
-        keys += float((r.hi - r.lo).mean())
-    return {
-        "dense layers": 2 * config.num_layers * (4 * d * d + 3 * d * f),
-        "attention": 4 * d * keys,
-        "head": 2 * (d * d + d * config.vocab_size) * masked,
-    }
-
-
 def bench(config: Fields, document: int, peak: float, steps: int) -> dict:
     model = ModelConfig.from_config(config.model)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
@@ -193,7 +169,7 @@ def bench(config: Fields, document: int, peak: float, steps: int) -> dict:
         run(1)
         seconds.append(time.perf_counter() - start)
     median = statistics.median(seconds)
-    flops = flops_per_token(model, config.mask.ratio, batch["segment_ids"][0])
+    flops = forward_flops_per_token(model, config.mask.ratio, batch["segment_ids"][0])
     total = 3 * sum(flops.values())
     memory = step.memory_analysis()
     planned = memory.temp_size_in_bytes + memory.argument_size_in_bytes

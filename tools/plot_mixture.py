@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from mmbert_jax.data.mixture import Mixture, build_mixture, describe
-from mmbert_jax.data.pipeline import find_corpora
+from mmbert_jax.data.mixture import describe
 from mmbert_jax.errors import UserError, run_main
-from mmbert_jax.optim.schedules import phase_rows
 from mmbert_jax.report.plots import plot_shares
+from mmbert_jax.report.runs import mixture_of, shares_by_language
 
 
 def main() -> None:
@@ -50,7 +49,7 @@ def main() -> None:
         mixture = mixture_of(config)
         print(f"{name}: {config.train.tokens:,} tokens, temperature {config.data.temperature:g}")
         print(describe(mixture, arguments.languages))
-        by_phase[name] = language_shares(mixture)
+        by_phase[name] = shares_by_language(mixture)
         if arguments.counts:
             print(compare(by_phase[name], arguments.counts))
         print()
@@ -74,20 +73,6 @@ def load_config(name: str) -> ConfigDict:
         raise UserError(f"--config {name}: there is no file {path}")
     get_config = runpy.run_path(path)["get_config"]
     return get_config(argument) if argument else get_config()
-
-
-def mixture_of(config: ConfigDict) -> Mixture:
-    """The mixture of a phase, from the config and the manifests of its corpora alone."""
-    _, manifests = find_corpora(config.data)
-    return build_mixture(config.data, phase_rows(config.train, config.data.row_length), manifests)
-
-
-def language_shares(mixture: Mixture) -> dict[str, float]:
-    """Language -> share of the phase, all its sources together."""
-    shares: dict[str, float] = {}
-    for entry in mixture.entries:
-        shares[entry.language] = shares.get(entry.language, 0.0) + entry.share
-    return shares
 
 
 def compare(shares: dict[str, float], counts: str) -> str:

@@ -1,7 +1,8 @@
 """From global row numbers to microbatches: which rows they are (order.py), read by Grain.
 
-Microbatch m of a phase is the global rows [m * M, (m + 1) * M), and process p takes its p-th part of them. Which
-documents a step sees depends on nothing else: not on processes, worker processes, prefetching or where a run resumed.
+Microbatch m of a phase is the global rows [m * M, (m + 1) * M), of which each process reads those that its devices
+need. Which documents a step sees depends on nothing else: not on processes, worker processes, prefetching or where a
+run resumed.
 """
 
 import dataclasses
@@ -99,27 +100,24 @@ def microbatches(
     phase_data: PhaseData,
     microbatch_rows: int,
     start_row: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     workers: int = 0,
     prefetch: int = 2,
 ) -> Iterator[Batch]:
-    """This process's part of the microbatches from global row `start_row` to the end of the phase.
+    """This process's rows of the microbatches from global row `start_row` to the end of the phase.
 
     Args:
       microbatch_rows: rows of a microbatch on all processes together.
+      rows: which of them to read, from 0; all by default.
       workers: processes that read; 0 reads in threads of this process. Needs the usual `if __name__ == "__main__":`
         in the program's main module, which worker processes import.
       prefetch: microbatches read ahead, in all workers together.
 
     Yields:
-      `tokens`, `segment_ids`, `positions`: int32 [microbatch_rows / process_count, row_length].
+      `tokens`, `segment_ids`, `positions`: int32 [len(rows), row_length].
     """
-    if microbatch_rows % process_count:
-        raise UserError(
-            f"config.train.microbatch_rows is {microbatch_rows}: make it a multiple of the {process_count} processes"
-        )
-    source = _Microbatches(phase_data, microbatch_rows, start_row, process_index, process_count)
+    rows = np.arange(microbatch_rows) if rows is None else np.asarray(rows)
+    source = _Microbatches(phase_data, microbatch_rows, start_row, rows)
     # A worker takes every n-th microbatch and Grain puts them back in turn, so their number changes nothing.
     ahead = max(1, -(-prefetch // max(workers, 1)))
     options = grain.ReadOptions(num_threads=min(ahead, 4), prefetch_buffer_size=ahead)
@@ -136,6 +134,11 @@ def microbatches(
     # Whoever drops the stream before its end, be it by leaving the program, also stops the threads and processes.
     weakref.finalize(stream, iterator.close)
     return stream
+
+
+def first_rows(phase_data: PhaseData, count: int) -> Batch:
+    """The first rows of a phase: `tokens`, `segment_ids`, `positions`, int32 [count, row_length]."""
+    return _Microbatches(phase_data, count, 0, np.arange(count))[0]
 
 
 def held_out_batches(
@@ -200,15 +203,14 @@ class _Microbatches:
         data: PhaseData,
         microbatch_rows: int,
         start_row: int,
-        process_index: int,
-        process_count: int,
+        rows: np.ndarray,
     ):
         self.order, self.sources, self.row_length = data.order, data.sources, data.row_length
         self.first_row = np.array([e.first_row for e in data.mixture.entries], np.int64)
         self.corpus = np.array([e.corpus for e in data.mixture.entries], np.int64)
         self.microbatch_rows = microbatch_rows
-        self.rows = microbatch_rows // process_count
-        self.start = start_row + process_index * self.rows
+        self.rows = rows
+        self.start = start_row
         self.count = max(0, -((start_row - data.mixture.phase_rows) // microbatch_rows))
 
     def __len__(self) -> int:
@@ -216,9 +218,10 @@ class _Microbatches:
 
     def __getitem__(self, index: int) -> Batch:
         start = self.start + int(index) * self.microbatch_rows
-        entry, _, row = self.order.slice(start, start + self.rows)
+        entry, _, row = self.order.slice(start, start + self.microbatch_rows)
+        entry, row = entry[self.rows], row[self.rows]
         row += self.first_row[entry]
-        batch = _empty_batch(self.rows, self.row_length)
+        batch = _empty_batch(len(self.rows), self.row_length)
         for slot, (corpus_index, row_of_corpus) in enumerate(
             zip(self.corpus[entry].tolist(), row.tolist(), strict=True)
         ):
@@ -226,7 +229,7 @@ class _Microbatches:
         return batch
 
     def __repr__(self) -> str:  # names the stage in Grain's messages
-        return f"{type(self).__name__}({self.rows} x {self.row_length})"
+        return f"{type(self).__name__}({len(self.rows)} x {self.row_length})"
 
 
 def _empty_batch(rows: int, row_length: int) -> Batch:

@@ -20,7 +20,7 @@ from mmbert_jax.data.pipeline import held_out_batches
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.parallel.mesh import make_mesh
-from mmbert_jax.parallel.sharding import batch_sharding, param_shardings, rows_per_process
+from mmbert_jax.parallel.sharding import local_rows, param_shardings, put_rows
 from mmbert_jax.step import make_eval_step
 
 # language -> {"loss", "accuracy", "targets"}
@@ -37,7 +37,7 @@ def evaluate(config: ConfigDict, mesh: Mesh) -> Callable[[Any], Results]:
         loss_chunk=config.train.loss_chunk,
     )
     rows = config.eval.batch_rows
-    rows_per_process(mesh, rows, "config.eval.batch_rows")
+    local_rows(mesh, rows, "config.eval.batch_rows")
 
     def run(params) -> Results:
         batches = held_out_batches(config.data, rows, config.eval.rows_per_language)
@@ -47,18 +47,11 @@ def evaluate(config: ConfigDict, mesh: Mesh) -> Callable[[Any], Results]:
 
 
 def held_out_losses(eval_step, params, batches: Iterable, rows: int, mesh: Mesh) -> Results:
-    """Sums the rows of each language; each process computes its share of a batch."""
-    mine = slice(
-        jax.process_index() * rows // jax.process_count(),
-        (jax.process_index() + 1) * rows // jax.process_count(),
-    )
-    sharding = batch_sharding(mesh)
+    """Sums the rows of each language; each process computes the rows that lie on its devices."""
+    mine = local_rows(mesh, rows, "rows")
     outputs, languages = [], []
     for i, (batch, batch_languages) in enumerate(batches):
-        batch = {
-            name: jax.make_array_from_process_local_data(sharding, x[mine])
-            for name, x in batch.items()
-        }
+        batch = put_rows(mesh, rows, {name: x[mine] for name, x in batch.items()})
         outputs.append(eval_step(params, batch, np.uint32(i * rows)))
         languages.extend(batch_languages)
     if not outputs:

@@ -40,6 +40,8 @@ def stable_adamw(
         updates, state = optimizer.update(gradients, state, params, learning_rate=lr)
         params = optax.apply_updates(params, updates)
 
+    With `apply=False`, a scalar that may be traced, parameters and state stay as they are, whatever the gradients.
+
     Args:
       b1, b2: decay rates of the moments.
       eps: added to the root of the second moment; its square bounds the second moment from below in `r`.
@@ -54,12 +56,17 @@ def stable_adamw(
 
         return StableAdamWState(jnp.zeros([], jnp.int32), zeros(params), zeros(params))
 
-    def update(gradients, state, params, *, learning_rate, **unused_extra_args):
+    def update(gradients, state, params, *, learning_rate, apply=True, **unused_extra_args):
         del unused_extra_args
         count = optax.safe_increment(state.count)
         share1, share2 = _share_of_gradient(b1, count), _share_of_gradient(b2, count)
-
-        gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
+        # Without the gradient and with these three at 0 what follows gives the old state, bit for bit. A choice between
+        # old and new state at the end would cost a pass over memory: the new second moments are needed for `r`.
+        count = jnp.where(apply, count, state.count)
+        share1, share2, learning_rate = (
+            jnp.where(apply, x, 0.0) for x in (share1, share2, learning_rate)
+        )
+        gradients = jax.tree.map(lambda g: jnp.where(apply, g.astype(jnp.float32), 0), gradients)
         mu = jax.tree.map(lambda m, g: (1 - share1) * m + share1 * g, state.mu, gradients)
         nu = jax.tree.map(lambda v, g: (1 - share2) * v + share2 * g * g, state.nu, gradients)
 

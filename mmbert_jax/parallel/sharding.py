@@ -1,6 +1,9 @@
 """One table from the logical names of parameter dimensions to mesh axes, and the shardings that follow from it."""
 
+from collections.abc import Mapping
+
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -46,15 +49,36 @@ def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * leading, BATCH_AXES))
 
 
-def rows_per_process(mesh: Mesh, rows: int, name: str) -> int:
-    """Checks that a number of rows spreads evenly over the mesh; returns this process's part.
+def local_rows(mesh: Mesh, rows: int, name: str) -> np.ndarray:
+    """Which rows of a batch lie on this process's devices: int64 [n], ascending.
+
+    Processes that share rows, since a tensor axis spans them, have the same; the rows need not be neighbours.
 
     Raises:
-      UserError: it does not; `name` is the config field to mend.
+      UserError: the rows do not spread evenly over the mesh; `name` is the config field to mend.
     """
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % shards or rows % jax.process_count():
-        raise UserError(
-            f"{name}={rows} must be a multiple of data x fsdp = {shards} devices and of {jax.process_count()} processes"
-        )
-    return rows // jax.process_count()
+    if rows % shards:
+        raise UserError(f"{name}={rows} must be a multiple of data x fsdp = {shards} devices")
+    places = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+    return np.unique([row for (place,) in places for row in range(*place.indices(rows))])
+
+
+def put_rows(mesh: Mesh, rows: int, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Makes a batch of `rows` rows on all devices from each process's `local_rows` of it.
+
+    Args:
+      batch: arrays [n, L] or [A, n, L], n = len(local_rows).
+    """
+    mine = local_rows(mesh, rows, "rows")
+
+    def put(x: np.ndarray) -> jax.Array:
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[-2].indices(rows)
+            first = np.searchsorted(mine, start)
+            return x[..., first : first + stop - start, :]
+
+        shape = (*x.shape[:-2], rows, x.shape[-1])
+        return jax.make_array_from_callback(shape, batch_sharding(mesh, leading=x.ndim - 2), shard)
+
+    return {name: put(x) for name, x in batch.items()}

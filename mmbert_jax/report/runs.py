@@ -8,7 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mmbert_jax.data.pipeline import open_data
+from mmbert_jax.data.mixture import Mixture, build_mixture
+from mmbert_jax.data.pipeline import find_corpora
 from mmbert_jax.errors import UserError
 from mmbert_jax.metrics import read_metrics
 from mmbert_jax.optim.schedules import phase_rows
@@ -42,9 +43,18 @@ def final_groups(run: Path) -> dict[str, Mapping[str, float]]:
 
 def language_shares(run: Path) -> dict[str, float]:
     """Language -> share of the rows of a run's phase, by its config and the manifests of its corpora."""
-    config = ConfigDict(read_config(run))
-    rows = phase_rows(config.train, config.data.row_length)
+    return shares_by_language(mixture_of(ConfigDict(read_config(run))))
+
+
+def mixture_of(config: ConfigDict) -> Mixture:
+    """The mixture of a phase, from the config and the manifests of its corpora alone."""
+    _, manifests = find_corpora(config.data)
+    return build_mixture(config.data, phase_rows(config.train, config.data.row_length), manifests)
+
+
+def shares_by_language(mixture: Mixture) -> dict[str, float]:
+    """Language -> share of the phase, all its sources together."""
     shares: dict[str, float] = defaultdict(float)
-    for entry in open_data(config.data, rows, config.seed).mixture.entries:
+    for entry in mixture.entries:
         shares[entry.language] += entry.share
     return dict(shares)

@@ -40,8 +40,8 @@ def data_config(folder, **changes):
 def rows_read(data, start=0, processes=1, workers=0, prefetch=2, microbatch=MICROBATCH):
     """(language, row) of the phase's rows in the order in which the processes together get them."""
     streams = [
-        microbatches(data, microbatch, start, p, processes, workers, prefetch)
-        for p in range(processes)
+        microbatches(data, microbatch, start, rows, workers, prefetch)
+        for rows in np.split(np.arange(microbatch), processes)
     ]
     read = []
     for batches in zip(*streams, strict=True):
@@ -230,11 +230,6 @@ def test_errors_name_the_field_or_the_file(folder, tmp_path):
         open_data(data_config(tmp_path), 8, 0)
     with pytest.raises(UserError, match=r"config\.data\.row_length is 32"):
         open_data(data_config(folder, row_length=32), 8, 0)
-    with pytest.raises(
-        UserError,
-        match=r"config\.train\.microbatch_rows is 8: make it a multiple of the 3 processes",
-    ):
-        microbatches(open_data(data_config(folder), 8, 0), 8, 0, 0, 3)
 
 
 def test_truncated_shard_is_named(tmp_path):

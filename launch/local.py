@@ -1,0 +1,154 @@
+"""Trains with several processes on one machine, over loopback; restarts the job when it can go on.
+
+    python launch/local.py --processes 2 --devices_per_process 4 -- --config configs/phase1.py --workdir runs/phase1
+
+What stands after `--` goes to `python -m mmbert_jax.train`. A job that ends with status 75 (it was interrupted, or
+rolled back), or by a signal, is started again and resumes from its newest checkpoint. SIGTERM and SIGINT are passed on:
+the job saves, and nothing is restarted.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESTART = 75  # mmbert_jax.parallel.processes.RESTART; importing jax here would take its devices from the job
+# Seconds between SIGTERM and SIGKILL for the processes that are left when one has ended.
+GRACE_SECONDS = 10
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--processes", type=int, required=True, metavar="N")
+    parser.add_argument(
+        "--devices_per_process",
+        type=int,
+        metavar="N",
+        help="devices of the CPU, or GPUs, of each process; default: jax's, for a CPU 1",
+    )
+    parser.add_argument(
+        "--max_restarts",
+        type=int,
+        default=3,
+        metavar="N",
+        help="restarts in a row without a new checkpoint (default 3)",
+    )
+    parser.add_argument("train", nargs="+", metavar="-- ARGUMENT", help="of mmbert_jax.train")
+    args = parser.parse_args()
+    if args.processes < 1 or (args.devices_per_process or 1) < 1:
+        parser.error("--processes and --devices_per_process must be above 0")
+    return args
+
+
+class Job:
+    """The processes of one start of the job."""
+
+    def __init__(self, args: argparse.Namespace):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.processes = []
+        for index in range(args.processes):
+            environment = os.environ | {
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": str(args.processes),
+                "JAX_PROCESS_ID": str(index),
+            }
+            if n := args.devices_per_process:
+                environment["JAX_NUM_CPU_DEVICES"] = str(n)
+                environment["JAX_LOCAL_DEVICE_IDS"] = ",".join(
+                    str(i) for i in range(index * n, (index + 1) * n)
+                )
+            process = subprocess.Popen(
+                [sys.executable, "-m", "mmbert_jax.train", *args.train],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                # A Ctrl-C in the terminal reaches them through this program, once.
+                start_new_session=True,
+            )
+            self.processes.append(process)
+        self.printers = [
+            threading.Thread(target=_print_lines, args=(f"[{index}] ", process.stdout))
+            for index, process in enumerate(self.processes)
+        ]
+        for printer in self.printers:
+            printer.start()
+
+    def signal(self, number: int) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def wait(self) -> int:
+        """Waits until all have ended, ending the others when one has failed; the exit status of the first that did."""
+        first = 0
+        while first == 0 and any(process.poll() is None for process in self.processes):
+            time.sleep(0.1)
+            first = next((p.returncode for p in self.processes if p.poll()), 0)
+        deadline = time.monotonic() + GRACE_SECONDS
+        while any(p.poll() is None for p in self.processes) and time.monotonic() < deadline:
+            time.sleep(0.1)  # those that leave by themselves have time to say why
+        self.signal(signal.SIGKILL)
+        for process in self.processes:
+            process.wait()
+        for printer in self.printers:
+            printer.join()
+        return first
+
+
+def _print_lines(prefix: str, lines) -> None:
+    for line in lines:
+        sys.stdout.write(prefix + line.decode(errors="replace"))
+        sys.stdout.flush()
+
+
+def newest_checkpoint(train_arguments: list[str]) -> int:
+    """Step of the newest checkpoint in the run folder; -1 where there is none."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--workdir", "-workdir", type=Path)
+    workdir = parser.parse_known_args(train_arguments)[0].workdir
+    if workdir is None:
+        return -1
+    names = (path.name for path in (workdir / "checkpoints").glob("*"))
+    return max((int(name) for name in names if name.isdigit()), default=-1)
+
+
+def main() -> int:
+    args = arguments()
+    asked_to_stop, job, tries = [], None, 0
+
+    def pass_on(number, frame):
+        asked_to_stop.append(number)
+        if job:
+            job.signal(signal.SIGTERM)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, pass_on)
+    while True:
+        before = newest_checkpoint(args.train)
+        job = Job(args)
+        if asked_to_stop:  # while the job was being started
+            job.signal(signal.SIGTERM)
+        status = job.wait()
+        if asked_to_stop or not (status == RESTART or status < 0):
+            break
+        tries = 1 if newest_checkpoint(args.train) > before else tries + 1
+        if tries > args.max_restarts:
+            print(f"gave up after {args.max_restarts} restarts without a new checkpoint")
+            break
+        print(f"the job ended with status {status}: starting it again", flush=True)
+    # A signal's number, as a shell reports it.
+    return 128 - status if status < 0 else status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""What can be known before a long run: config, data, checkpoints, room on the disk, and that the step compiles."""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from mmbert_jax import checkpoint
+from mmbert_jax.checks import check_start, check_tokenizer
+from mmbert_jax.checksums import damage, sha256
+from mmbert_jax.config import check_run, validate
+from mmbert_jax.data.mixture import describe
+from mmbert_jax.data.pipeline import PhaseData, held_out_batches, open_data
+from mmbert_jax.errors import UserError
+from mmbert_jax.metrics import si
+from mmbert_jax.optim.schedules import phase_rows, phase_steps
+from mmbert_jax.parallel.mesh import make_mesh
+from mmbert_jax.parallel.sharding import local_rows
+from mmbert_jax.step import abstract_state, compile_train_step, phase_seed
+
+
+def dry_run(config: ConfigDict, workdir: Path) -> bool:
+    """Checks everything that a run needs, prints each check and its seconds, and writes nothing.
+
+    Checks go on after one that fails, as far as they do not need what it did not find.
+
+    Returns:
+      Whether all is well.
+    """
+    found: dict[str, Any] = {}
+    failed: list[str] = []
+
+    def check(name: str, needs: tuple[str, ...], act: Callable[..., tuple[Any, str]]) -> None:
+        if missing := [other for other in needs if other not in found]:
+            print(f"  --   {name}: left out, since it needs the {missing[0]}")
+            return
+        start = time.perf_counter()
+        try:
+            found[name], text = act(*(found[other] for other in needs))
+            verdict = "  ok  "
+        except UserError as error:
+            failed.append(name)
+            verdict, text = "FAILED", str(error)
+        print(f"{verdict} {name} ({time.perf_counter() - start:.1f} s): {text}", flush=True)
+
+    check("config", (), lambda: _config(config))
+    check("mesh", ("config",), lambda _: _mesh(config))
+    check("data", ("config",), lambda _: _data(config))
+    check("tokeniser", ("data",), lambda data: _tokenizer(config, data))
+    check("held-out rows", ("data",), lambda _: _held_out(config))
+    check("run folder", ("config",), lambda _: _run(config, workdir))
+    check(
+        "start checkpoint",
+        ("data", "mesh", "run folder"),
+        lambda data, mesh, newest: _start(config, data, mesh, newest),
+    )
+    check("disk", ("mesh",), lambda mesh: _disk(config, mesh, workdir))
+    check("training step", ("mesh",), lambda mesh: _step(config, mesh))
+    print(
+        f"{len(failed)} checks failed: {', '.join(failed)}" if failed else "the run can be started"
+    )
+    return not failed
+
+
+def _config(config: ConfigDict) -> tuple[bool, str]:
+    validate(config)
+    length = config.data.row_length
+    steps = phase_steps(config.train, length)
+    tokens = phase_rows(config.train, length) * length
+    return True, f"phase {config.phase}, {steps} steps, {si(tokens)} tokens"
+
+
+def _mesh(config: ConfigDict) -> tuple[jax.sharding.Mesh, str]:
+    mesh = make_mesh(config.mesh)
+    local_rows(mesh, config.train.microbatch_rows, "config.train.microbatch_rows")
+    local_rows(mesh, config.eval.batch_rows, "config.eval.batch_rows")
+    abstract_state(config, mesh)  # every dimension divides over its axis
+    return mesh, f"{dict(mesh.shape)} on {mesh.size} x {mesh.devices.flat[0].device_kind}"
+
+
+def _data(config: ConfigDict) -> tuple[PhaseData, str]:
+    data = open_data(
+        config.data, phase_rows(config.train, config.data.row_length), phase_seed(config)
+    )
+    return data, describe(data.mixture)
+
+
+def _tokenizer(config: ConfigDict, data: PhaseData) -> tuple[bool, str]:
+    check_tokenizer(config, data)
+    places = Path(config.data.corpus).glob("**/tokenizer/" + data.tokenizer["file"])
+    files = sorted(path for path in places if path.is_file())
+    if not files:
+        return True, "not in the corpus: training does without it, export asks for it"
+    for path in files:
+        if sha256(path) != data.tokenizer["sha256"]:
+            raise UserError(f"{path} is not the tokeniser that the corpus was prepared with")
+    return True, f"{files[0]}, {data.tokenizer['vocab_size']} entries"
+
+
+def _held_out(config: ConfigDict) -> tuple[bool, str]:
+    batches = held_out_batches(config.data, config.eval.batch_rows, config.eval.rows_per_language)
+    languages = {name for _, names in batches for name in names} - {""}
+    if not languages:
+        raise UserError(
+            f"{config.data.corpus} has no held-out rows of {config.data.row_length} tokens"
+        )
+    return True, f"{len(languages)} languages"
+
+
+def _run(config: ConfigDict, workdir: Path) -> tuple[Path | None, str]:
+    check_run(config, workdir)
+    folder = workdir / "checkpoints"
+    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    if not steps:
+        return None, f"{workdir} is free"
+    newest = folder / str(max(steps))
+    if found := damage(newest):
+        raise UserError(
+            f"the newest checkpoint is damaged: {found}; the one before it would be used"
+        )
+    return newest, f"{workdir} would be resumed at step {newest.name}"
+
+
+def _start(
+    config: ConfigDict, data: PhaseData, mesh: jax.sharding.Mesh, newest: Path | None
+) -> tuple[bool, str]:
+    abstract = abstract_state(config, mesh)
+    if newest:
+        checkpoint.check_fits(newest, abstract["params"])
+        return True, str(newest)
+    if not config.init_from:
+        return True, "none: from scratch"
+    check_start(config, data, abstract)
+    return True, config.init_from
+
+
+def _disk(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path) -> tuple[bool, str]:
+    """Room for the checkpoints that are kept and the one that is being written."""
+    one = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract_state(config, mesh)))
+    folder = workdir.absolute()
+    used = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    while not folder.exists():
+        folder = folder.parent
+    needed = max((config.checkpoint.keep + 1) * one - used, one)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"{folder} has {si(free)}B free, and {config.checkpoint.keep + 1} checkpoints of {si(one)}B need"
+            f" {si(needed)}B more: make room, or set config.checkpoint.keep lower"
+        )
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder} cannot be written to: choose another --workdir")
+    return True, f"{si(free)}B free, {si(needed)}B needed for checkpoints of {si(one)}B"
+
+
+def _step(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[bool, str]:
+    compiled = compile_train_step(config, mesh)
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return True, "compiled"
+    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    return True, f"compiled; {si(peak)}B on a device"

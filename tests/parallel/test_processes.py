@@ -1,0 +1,211 @@
+"""Several processes: rows and losses as with one, moving between numbers of processes, and ends that none misses."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data.tiny_corpus import write_corpus
+from tiny import tiny_config
+
+from mmbert_jax.data.pipeline import microbatches, open_data
+from mmbert_jax.metrics import read_metrics
+from mmbert_jax.optim.schedules import batch_rows, phase_rows, phase_steps
+from mmbert_jax.parallel.processes import RESTART
+from mmbert_jax.step import phase_seed
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+OVERRIDES = {
+    "model__vocab_size": 2048,
+    "train__tokens": 64 * 16 * 20,
+    "checkpoint__every_steps": 5,
+    "mesh__data": -1,
+}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    rows = {f"l{i}": 20 + 7 * i for i in range(40)}
+    held_out = dict.fromkeys(rows, 1)
+    folder = tmp_path_factory.mktemp("corpus") / "text"
+    write_corpus(folder, rows, row_length=64, held_out=held_out)
+    return tiny_config(data__corpus=str(folder), **OVERRIDES)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    return os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # the programs are compiled more often than they run
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compilation_cache")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+@pytest.fixture(scope="module")
+def start(config, environment, tmp_path_factory):
+    """A function that starts training in several processes on one machine."""
+    folder = tmp_path_factory.mktemp("config")
+    (folder / "tiny.py").write_text(
+        "import json\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n"
+        f"    return ConfigDict(json.loads({config.to_json()!r}))\n"
+    )
+
+    def start(workdir, processes, devices, *extra) -> subprocess.Popen:
+        words = [sys.executable, "launch/local.py", "--processes", str(processes)]
+        words += ["--devices_per_process", str(devices), "--", "--config", str(folder / "tiny.py")]
+        words += ["--workdir", str(workdir), *extra]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(words, cwd=ROOT, env=environment, **pipes)
+
+    return start
+
+
+def finish(process, status=0) -> str:
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == status, output
+    return output
+
+
+def until(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def losses(workdir) -> dict[int, float]:
+    return {r["step"]: r["loss"] for r in read_metrics(workdir) if "loss" in r}
+
+
+def steps_done(workdir) -> int:
+    return max(losses(workdir), default=0) if (workdir / "metrics.jsonl").exists() else 0
+
+
+@pytest.fixture(scope="module")
+def one_process(start, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "1x4"
+    finish(start(workdir, 1, 4))
+    return workdir
+
+
+def assert_same_run(workdir, reference):
+    """Equal but for the order of sums, which twenty steps of training magnify."""
+    ours, theirs = losses(workdir), losses(reference)
+    assert (
+        list(ours)
+        == list(theirs)
+        == list(range(1, phase_steps(tiny_config(**OVERRIDES).train, 64) + 1))
+    )
+    np.testing.assert_allclose(list(ours.values())[:10], list(theirs.values())[:10], rtol=1e-5)
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-3)
+    ours, theirs = (read_metrics(run)[-1]["held_out"] for run in (workdir, reference))
+    assert [(k, v["targets"]) for k, v in ours.items()] == [
+        (k, v["targets"]) for k, v in theirs.items()
+    ]
+    for language in ours:
+        assert ours[language]["loss"] == pytest.approx(theirs[language]["loss"], rel=1e-3)
+
+
+def test_rows_on_the_devices_are_the_order_of_the_data(config, environment, tmp_path):
+    """On meshes whose rows lie on one process, on several, or on all (a tensor axis over both processes)."""
+    meshes = ["4,1,1", "2,2,1", "2,1,2", "1,1,4"]
+    short = tiny_config(data__corpus=config.data.corpus, model__vocab_size=2048)
+    (tmp_path / "config.json").write_text(short.to_json())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "2"}
+    script = Path(__file__).with_name("write_batches.py")
+    words = [sys.executable, str(script), str(tmp_path / "config.json"), str(tmp_path), *meshes]
+    started = [
+        subprocess.Popen(words, cwd=ROOT, env=environment | job | {"JAX_PROCESS_ID": str(index)})
+        for index in range(2)
+    ]
+    assert [process.wait(120) for process in started] == [0, 0]
+
+    rows = phase_rows(short.train, 64)
+    stream = microbatches(open_data(short.data, rows, phase_seed(short)), 8, 0)
+    expected, row = [], 0  # of each step, its microbatches
+    while row < rows:
+        count = batch_rows(short.train, row, 64) // 8
+        expected.append([next(stream) for _ in range(count)])
+        row += 8 * count
+    places = {}
+    for index in range(2):
+        for key, array in np.load(tmp_path / f"{index}.npz").items():
+            mesh, step, name, first, stop = key.split()
+            places.setdefault((int(mesh), index), set()).add((int(first), int(stop)))
+            batch = expected[int(step)]
+            for slot, microbatch in enumerate(batch):
+                wanted = microbatch[name][int(first) : int(stop)]
+                np.testing.assert_array_equal(array[slot], wanted)
+            assert not array[len(batch) :].any()
+    assert places[0, 1] == {(4, 6), (6, 8)}
+    assert places[1, 0] == {(0, 2), (2, 4)}
+    assert places[2, 0] == {(0, 4)}
+    assert places[3, 0] == places[3, 1] == {(0, 8)}
+
+
+@pytest.mark.parametrize(("processes", "devices"), [(4, 1), (1, 1)])
+def test_any_number_of_processes_trains_alike(start, one_process, tmp_path, processes, devices):
+    output = finish(start(tmp_path / "run", processes, devices))
+    assert output.count("is complete") == 1  # said by one of them
+    assert_same_run(tmp_path / "run", one_process)
+
+
+def test_what_is_wrong_in_one_process_ends_all(start, tmp_path):
+    (tmp_path / "file").write_text("not a run")
+    output = finish(start(tmp_path, 2, 1), 2)
+    for process in (0, 1):
+        assert f"[{process}] error: {tmp_path} is not empty and is no run folder" in output
+
+
+def children(process) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True)
+    return sorted(map(int, listed.stdout.split()))
+
+
+def test_dead_silent_and_interrupted_processes(start, one_process, tmp_path):
+    """A job ends when one of its processes dies, hangs or is told to stop, and goes on with any number of them."""
+    workdir = tmp_path / "run"
+
+    def until_it_goes_on(process, seen):
+        """Waits for a few steps of processes that are not the seen ones."""
+        until(lambda: len(c := children(process)) == 2 and not set(c) & set(seen), process)
+        before = steps_done(workdir)
+        until(lambda: steps_done(workdir) != before, process)
+        return children(process)
+
+    process = start(workdir, 2, 4, "--heartbeat_seconds=5", "--config.checkpoint.every_steps=2")
+    first = until_it_goes_on(process, [])
+    os.kill(first[1], signal.SIGKILL)
+    second = until_it_goes_on(process, first)
+    os.kill(second[1], signal.SIGSTOP)
+    began = time.monotonic()
+    third = until_it_goes_on(process, second)
+    assert time.monotonic() - began < 60
+    os.kill(third[1], signal.SIGTERM)
+    until_it_goes_on(process, third)
+    process.send_signal(signal.SIGTERM)
+    output = finish(process, RESTART)
+    assert output.count("starting it again") == 3
+    assert "[0] error: process 0: an operation that all processes take part in failed" in output
+    stopped = re.findall(r"interrupted after step (\d+), which is saved", output)
+    assert len(stopped) == 2
+    assert (workdir / "checkpoints" / stopped[1]).is_dir()
+
+    process = start(workdir, 1, 4)
+    until(lambda: steps_done(workdir) > int(stopped[1]) + 1, process)
+    process.send_signal(signal.SIGTERM)
+    output = finish(process, RESTART)
+    assert f"resuming at step {stopped[1]}" in output
+    finish(start(workdir, 2, 4))
+    assert_same_run(workdir, one_process)

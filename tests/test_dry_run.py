@@ -1,0 +1,71 @@
+"""What a dry run checks, and that it leaves nothing behind."""
+
+import shutil
+
+import pytest
+from data.tiny_corpus import write_corpus
+from tiny import tiny_config
+
+from mmbert_jax.dry_run import dry_run
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus") / "text"
+    return write_corpus(folder, {"eng": 200}, row_length=64, held_out={"eng": 1})
+
+
+def config_of(corpus, **overrides):
+    sizes = {"model__vocab_size": 2048, "mesh__data": 8}
+    return tiny_config(data__corpus=str(corpus), **{**sizes, **overrides})
+
+
+def test_a_run_that_can_be_started(corpus, tmp_path, capsys):
+    before = sorted(corpus.rglob("*"))
+    assert dry_run(config_of(corpus), tmp_path / "run")
+    printed = capsys.readouterr().out
+    assert printed.count("  ok  ") == 9
+    assert "14 steps" in printed
+    assert printed.endswith("the run can be started\n")
+    assert not any(tmp_path.iterdir())
+    assert sorted(corpus.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "check", "message"),
+    [
+        ({"train__batch_rows": 12}, "config", "must be a multiple of"),
+        ({"mesh__data": 3}, "mesh", "does not make 8 devices"),
+        ({"data__row_length": 32}, "data", "prepare it with --row_length 32"),
+        ({"model__vocab_size": 512}, "tokeniser", "set config.model.vocab_size=2048 or more"),
+        ({"init_from": "/nowhere"}, "start checkpoint", "no checkpoint at /nowhere"),
+    ],
+)
+def test_what_is_wrong_is_found(corpus, tmp_path, capsys, monkeypatch, overrides, check, message):
+    monkeypatch.setattr("mmbert_jax.dry_run._step", lambda *_: (True, "not compiled in this test"))
+    assert not dry_run(config_of(corpus, **overrides), tmp_path / "run")
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.startswith(f"FAILED {check}")]
+    assert message in line
+    assert lines[-1].startswith("1 checks failed")
+
+
+def test_damaged_shards_full_disks_and_foreign_folders_are_found_together(
+    corpus, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("mmbert_jax.dry_run._step", lambda *_: (True, "not compiled in this test"))
+    shutil.copytree(corpus, tmp_path / "corpus")
+    shard = next((tmp_path / "corpus").glob("train*"))
+    shard.write_bytes(shard.read_bytes()[:-50])
+    monkeypatch.setattr(
+        "shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**6)
+    )
+    # The folder of the test holds the corpus, so is no run folder.
+    assert not dry_run(config_of(tmp_path / "corpus"), tmp_path)
+    printed = capsys.readouterr().out
+    assert "FAILED data" in printed
+    assert shard.name in printed
+    assert "is no run folder" in printed
+    # Four checkpoints of 3 x 4 bytes for each of the 2048 x 32 embeddings, and the layers.
+    assert "FAILED disk" in printed
+    assert "has 1.0MB free, and 4 checkpoints of" in printed

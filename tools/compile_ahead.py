@@ -1,0 +1,281 @@
+"""Compiles the training step for hardware that is not there, and says what it needs and how fast it can be.
+
+Prints parameters and optimiser state on a chip, peak memory, the collectives with the axes of the mesh that they go
+over, FLOPs a token, the rate that the hardware's peaks allow, and the time of the phase. Exits with 1 when the step
+does not fit. Runs in the environment of the compilers (bash tools/setup_env.sh aot), on a CPU.
+
+What is computed and what is estimated:
+  memory        the compiler's own plan. TPU compilers refuse a step that does not fit; for GPUs it is compared with
+                what a program gets (mmbert_jax/parallel/hardware.py has all figures of the hardware).
+  collectives   read from the compiled program, times the length of its loops, for the largest batch of the phase.
+  rate          a bound: the slowest of products at peak FLOP/s (the loss's logits twice, as they are recomputed),
+                memory traffic (operands and results of each fusion, once) and collectives (all links evenly used), the
+                other two hidden behind it; and the rate if nothing is hidden. No measurement.
+  suggestion    linear in the rows of a microbatch, from one compiled program: an estimate, to be compiled again.
+"""
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+# Before jax is imported. No device is used, and libtpu asks no metadata server which machine this is.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from mmbert_jax.config import validate
+from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.flops import forward_flops_per_token, segments
+from mmbert_jax.kernels import attention
+from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.parallel import hardware
+from mmbert_jax.parallel.collectives import by_axes, collectives
+from mmbert_jax.parallel.hlo import memory_traffic, parse
+from mmbert_jax.parallel.mesh import make_mesh
+from mmbert_jax.parallel.roofline import step_seconds
+from mmbert_jax.step import abstract_state, compile_train_step
+
+GIB = 2**30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example:\n  .venv-aot/bin/python tools/compile_ahead.py --config configs/phase1.py --topology v5e:16x16"
+        " \\\n      --config.train.microbatch_rows=1536 --config.train.batch_warmup_from_rows=1536\n"
+        "Any other field of the config can be given in the same way.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, help="e.g. configs/phase1.py:small")
+    parser.add_argument(
+        "--topology", required=True, help="v5e:16x16, v5p:8x8x8, v6e:4x4, h100:2x8 (2 hosts of 8)"
+    )
+    parser.add_argument(
+        "--document", type=int, default=1024, help="tokens of a document, for FLOPs (default 1024)"
+    )
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--hlo", type=Path, help="file for the text of the compiled program")
+    arguments, overrides = parser.parse_known_args()
+    config = read_config(arguments.config, overrides)
+    report = plan(config, arguments.topology, arguments.document, arguments.hlo)
+    print("\n".join(lines(report)))
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    sys.exit(0 if report["fits"] else 1)
+
+
+def read_config(path: str, overrides: list[str]) -> ConfigDict:
+    """The config with its overrides, as `mmbert_jax.train` reads it."""
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    try:
+        rest = values(["compile_ahead", f"--config={path}", *overrides])
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
+        raise UserError(f"{error}. Overrides are given as --config.x.y=value") from error
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}: see --help")
+    validate(holder.value)
+    return holder.value
+
+
+def plan(config: ConfigDict, topology: str, document: int, hlo: Path | None = None) -> dict:
+    """Everything that is printed; sizes in bytes, times in seconds."""
+    chip_name, _ = hardware.parse_topology(topology)
+    chip, devices = hardware.CHIPS[chip_name], hardware.devices(topology)
+    mesh = make_mesh(config.mesh, devices)
+    train, length, chips = config.train, config.data.row_length, mesh.size
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    check_rows(config, shards)
+    model = ModelConfig.from_config(config.model)
+    rows = (train.microbatch_rows, length, model.num_heads, model.head_dim)
+    windows = (None, model.attention_window // 2)
+    state = abstract_state(config, mesh)
+    report = {
+        "topology": topology,
+        "chips": chips,
+        "hosts": len({d.process_index for d in devices}),
+        "mesh": dict(mesh.shape),
+        "jax": jax.__version__,
+        "phase": config.phase,
+        "model": config.model.to_dict(),
+        "batch_rows": train.batch_rows,
+        "microbatch_rows": train.microbatch_rows,
+        "rows_per_chip": train.microbatch_rows / shards,
+        "microbatches": train.batch_rows // train.microbatch_rows,
+        "row_length": length,
+        "attention": attention.describe(mesh, rows, config.dtype, windows),
+        "parameters": sum(int(np.prod(x.shape)) for x in jax.tree.leaves(state["params"])),
+        "parameter_bytes": bytes_on_a_chip(state["params"]),
+        "optimizer_bytes": bytes_on_a_chip(state["optimizer"]),
+        "memory_limit": int(chip.memory),
+        "hardware": chip.source,
+    }
+    start = time.perf_counter()
+    try:
+        compiled = compile_train_step(config, mesh)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        report |= {"fits": False, "peak_bytes": wanted_bytes(str(error))}
+        report["compiler"] = str(error).splitlines()[0]
+    else:
+        memory = compiled.memory_analysis()
+        report["peak_bytes"] = (
+            memory.argument_size_in_bytes
+            + memory.temp_size_in_bytes
+            + memory.output_size_in_bytes
+            - memory.alias_size_in_bytes  # donated arguments are where the results go
+        )
+        report["fits"] = report["peak_bytes"] <= chip.memory
+        text = compiled.as_text()
+        if hlo:
+            hlo.write_text(text)
+        report |= speed(config, topology, dict(mesh.shape), text, document)
+    report["compile_seconds"] = round(time.perf_counter() - start, 1)
+    report["suggestion"] = suggest(report, config)
+    return report
+
+
+def check_rows(config: ConfigDict, shards: int) -> None:
+    for name in ("batch_rows", "microbatch_rows"):
+        if config.train[name] % shards:
+            below = "less than" if config.train[name] < shards else "no multiple of"
+            raise UserError(
+                f"config.train.{name}={config.train[name]} is {below} the {shards} chips that rows are spread over"
+                f" (mesh data x fsdp): give --config.train.{name}={-(-config.train[name] // shards) * shards}"
+                " or a larger config.mesh.tensor"
+            )
+
+
+def bytes_on_a_chip(tree) -> int:
+    return sum(
+        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+    )
+
+
+def wanted_bytes(message: str) -> int | None:
+    """Bytes that a TPU compiler says it would need."""
+    match = re.search(r"Used ([\d.]+)([KMG])", message) or re.search(
+        r"\(([\d.]+)([KMG])\)", message
+    )
+    return int(float(match.group(1)) * 1024 ** (" KMG".index(match.group(2)))) if match else None
+
+
+def speed(config: ConfigDict, topology: str, mesh: dict, text: str, document: int) -> dict:
+    """Collectives and the roofline of the largest batch."""
+    chip = hardware.CHIPS[hardware.parse_topology(topology)[0]]
+    train, chips = config.train, int(np.prod(list(mesh.values())))
+    program, microbatches = parse(text), train.batch_rows // train.microbatch_rows
+    found = collectives(program, mesh, microbatches)
+    tokens = train.batch_rows * config.data.row_length
+    parts = forward_flops_per_token(
+        ModelConfig.from_config(config.model),
+        config.mask.ratio,
+        segments(config.data.row_length, document),
+    )
+    model_flops = 3 * sum(parts.values())
+    seconds = step_seconds(
+        chip,
+        (model_flops + parts["head"]) * tokens / chips,
+        memory_traffic(program, microbatches),
+        found,
+        chip.host if chip.network_bandwidth else chips,
+    )
+    bound = max(seconds, key=seconds.get)
+    rate, unhidden = tokens / seconds[bound], tokens / sum(seconds.values())
+    return {
+        "collectives": by_axes(found),
+        "largest_collectives": [
+            {
+                "kind": c.kind,
+                "axes": list(c.axes),
+                "executions": c.times,
+                "sent_bytes": c.sent_bytes,
+                "types": c.types[:120],
+                "where": c.where,
+            }
+            for c in sorted(found, key=lambda c: -c.sent_bytes)[:8]
+        ],
+        "flops_per_token": model_flops,
+        "seconds": seconds,
+        "bound": bound,
+        "tokens_per_second": rate,
+        "tokens_per_second_nothing_hidden": unhidden,
+        "mfu_at_the_bound": model_flops * rate / chips / chip.flops,
+        "days": [train.tokens / r / 86_400 for r in (rate, unhidden)],
+        "chip_hours": [train.tokens / r / 3600 * chips for r in (rate, unhidden)],
+    }
+
+
+def suggest(report: dict, config: ConfigDict) -> str:
+    """The largest microbatch that fits, memory being linear in rows above the state and two trees of gradients."""
+    fixed = 3 * report["parameter_bytes"] + report["optimizer_bytes"]
+    peak, limit, rows = report["peak_bytes"], report["memory_limit"], report["rows_per_chip"]
+    larger = f"--config.mesh.fsdp={report['mesh']['fsdp'] * 4}, or --config.mesh.tensor={report['mesh']['tensor'] * 2}"
+    if peak is None:
+        return "the compiler does not say how much it wants: halve config.train.microbatch_rows"
+    if peak <= fixed or fixed >= limit:
+        return f"the state alone takes most of a chip: spread it, {larger}"
+    shards = report["mesh"]["data"] * report["mesh"]["fsdp"]
+    fit = int(rows * (limit - fixed) / (peak - fixed))
+    choices = [n for n in range(1, fit + 1) if config.train.batch_rows % (n * shards) == 0]
+    if not choices:
+        return f"not even one row a chip fits by the estimate: {larger}"
+    best = max(choices) * shards
+    warmup = config.train.batch_warmup_from_rows
+    text = f"--config.train.microbatch_rows={best} ({max(choices)} rows a chip; the estimate allows {fit})"
+    if warmup % best:
+        text += f" --config.train.batch_warmup_from_rows={-(-warmup // best) * best}"
+    return text if best != report["microbatch_rows"] else f"none: {text} is what was compiled"
+
+
+def lines(report: dict) -> list[str]:
+    r = report
+    mesh = " x ".join(f"{axis} {size}" for axis, size in r["mesh"].items())
+    peak = "unknown" if r["peak_bytes"] is None else f"{r['peak_bytes'] / GIB:.2f} GiB"
+    out = [
+        f"{r['topology']}: {r['chips']} chips on {r['hosts']} hosts, mesh {mesh}; phase {r['phase']}",
+        f"batch {r['batch_rows']} x {r['row_length']} in {r['microbatches']} microbatches of {r['rows_per_chip']:g}"
+        " rows a chip",
+        f"attention: {r['attention']}",
+        f"{r['parameters']:,} parameters; on a chip {r['parameter_bytes'] / GIB:.2f} GiB, optimiser"
+        f" {r['optimizer_bytes'] / GIB:.2f} GiB",
+        f"peak memory {peak} of {r['memory_limit'] / GIB:.2f} GiB: {'fits' if r['fits'] else 'DOES NOT FIT'}"
+        f" (compiled in {r['compile_seconds']:.0f} s)",
+    ]
+    if "compiler" in r:
+        out.append(f"the compiler: {r['compiler']}")
+    if "bound" in r:
+        out.append("collectives of a step, on a chip:")
+        for c in r["collectives"]:
+            out.append(
+                f"  {c['kind']:18} over {' and '.join(c['axes']):18} {c['executions']:6} x,"
+                f" {c['bytes'] / 1e6:10.1f} MB, sends {c['sent_bytes'] / 1e6:10.1f} MB"
+            )
+        times = ", ".join(f"{name} {1e3 * s:.1f}" for name, s in r["seconds"].items())
+        out += [
+            f"{r['flops_per_token'] / 1e6:.0f} MFLOP a token; milliseconds of a step at peak: {times}",
+            f"bound by {r['bound']}: at most {r['tokens_per_second']:,.0f} tokens/s (MFU {r['mfu_at_the_bound']:.0%});"
+            f" {r['tokens_per_second_nothing_hidden']:,.0f} if nothing is hidden",
+            f"the phase: at least {r['days'][0]:.1f} days, {r['chip_hours'][0]:,.0f} chip-hours"
+            f" ({r['days'][1]:.1f}, {r['chip_hours'][1]:,.0f} if nothing is hidden)",
+        ]
+    out.append(f"suggestion (estimated): {r['suggestion']}")
+    return out
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,35 @@
+"""Writes one page of HTML about one run or several phases: losses, throughput, shares, where the time went, config.
+
+Everything is in the page, so it can be sent and opened anywhere. Reads run folders and, for the sampling shares, the
+manifests of the corpora. Works while a run goes on.
+"""
+
+import argparse
+from pathlib import Path
+
+from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.report.page import report_page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example: python tools/run_report.py --run runs/phase1 runs/phase2 --output report.html",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--run", required=True, nargs="+", type=Path, help="run folders, in the order of the phases"
+    )
+    parser.add_argument("--output", required=True, type=Path, help="HTML file to write")
+    arguments = parser.parse_args()
+    if not arguments.output.parent.is_dir():
+        raise UserError(f"--output {arguments.output}: {arguments.output.parent} does not exist")
+    page = report_page(arguments.run)
+    partial = arguments.output.with_name(f".{arguments.output.name}.partial")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(arguments.output)
+    print(f"wrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    run_main(main)
