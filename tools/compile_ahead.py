@@ -78,10 +78,10 @@ def main() -> None:
 
 def read_config(path: str, overrides: list[str]) -> ConfigDict:
     """The config with its overrides, as `mmbert_jax.train` reads it."""
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    values, command = flags.FlagValues(), ["compile_ahead", f"--config={path}", *overrides]
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
     try:
-        rest = values(["compile_ahead", f"--config={path}", *overrides])
+        rest = values(command)
     except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
         raise UserError(f"{error}. Overrides are given as --config.x.y=value") from error
     if len(rest) > 1:
