@@ -13,6 +13,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 
 def chunk_count(vocab_size: int, chunk: int) -> int:
@@ -47,8 +48,29 @@ def token_losses(
       losses: float32 [N], differentiable in hidden, embedding and bias.
       correct: bool [N], whether the label has the largest logit.
     """
-    count = chunk_count(embedding.shape[0], chunk)
-    return _token_losses(count, hidden, embedding, bias, labels)
+    losses = functools.partial(_token_losses, chunk_count(embedding.shape[0], chunk))
+    return _by_replica(losses)(hidden, embedding, bias, labels)
+
+
+def _by_replica(losses):
+    """Has each replica of the embedding (mesh axis "data") compute its own positions.
+
+    So each sums its gradient over all chunks by itself, and the replicas' gradients are summed once, at the end: left
+    to itself, XLA sums every chunk over the replicas, inside the loop. Where the vocabulary is sharded ("tensor") it
+    has to be left to itself: it cannot partition the look-up of the labels' logits in such a function.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.shape.get("data", 1) == 1 or mesh.shape.get("tensor", 1) > 1:
+        return losses
+    own, whole = PartitionSpec("data"), PartitionSpec()
+    return jax.shard_map(
+        losses,
+        mesh=mesh,
+        axis_names={"data"},
+        in_specs=(own, whole, whole, own),
+        out_specs=own,
+        check_vma=False,
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
