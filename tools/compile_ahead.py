@@ -22,11 +22,13 @@ import sys
 import time
 from pathlib import Path
 
-# Before jax is imported. No device is used, and libtpu asks no metadata server which machine this is.
+# Before jax is imported. No device is used: libtpu asks no metadata server which machine this is, and does not mind
+# another process that has it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import jax
 import numpy as np
