@@ -59,11 +59,10 @@ def test_the_plan_of_a_step(tmp_path):
     assert plan["optimizer_bytes"] == 2 * plan["parameter_bytes"] + 4
 
     sums = {(row["kind"], *row["axes"]): row for row in plan["collectives"]}
-    # Over the replicas each of the two microbatches sums the embedding's gradients from look-up and loss, halves over
-    # fsdp; the layers' are summed once a step; nothing in each of the loss's four chunks.
+    # Replicas sum their gradients once a step, however many microbatches and chunks of the loss there are; each chip
+    # has half of the matrices' gradients by then.
     replicas = sums["all-reduce", "data"]
-    assert replicas["bytes"] <= 4 * (2 * 2 * 8192 * 128 + matrices - 8192 * 128) / 2 + 4 * vectors
-    assert replicas["executions"] < 2 * 4
+    assert replicas["bytes"] <= 4 * (matrices / 2 + vectors)
     assert sums["all-gather", "fsdp"]["bytes"] > 0
     assert "the phase: at least" in done.stdout
 
