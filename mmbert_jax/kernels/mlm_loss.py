@@ -87,12 +87,22 @@ def _chunks(count, embedding, bias):
 
 def _logits(hidden, embedding, bias, c):
     """Logits [N, W] of chunk c in float32, and the chunk's embedding [W, D] in the compute dtype."""
-    weights = jax.lax.dynamic_index_in_dim(embedding, c, axis=1, keepdims=False).astype(
-        hidden.dtype
-    )
+    weights = jax.lax.dynamic_index_in_dim(embedding, c, axis=1, keepdims=False)
+    weights = _with_whole_rows(weights.astype(hidden.dtype))
     offset = jax.lax.dynamic_index_in_dim(bias, c, axis=1, keepdims=False)
     logits = jnp.einsum("nd,wd->nw", hidden, weights, preferred_element_type=jnp.float32) + offset
     return logits, weights
+
+
+def _with_whole_rows(weights):
+    """A chunk [W, D] gathered over "fsdp", which shards D.
+
+    Left to itself, XLA multiplies part by part and adds up logits [N, W] in main memory, once for each part.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.shape.get("fsdp", 1) == 1:
+        return weights
+    return jax.lax.with_sharding_constraint(weights, PartitionSpec("tensor", None))
 
 
 def _forward(count, hidden, embedding, bias, labels):
