@@ -22,8 +22,8 @@
 #   MOUNT             command that each VM runs at `install`, e.g. to mount a Filestore share at /shared. Run folder
 #                     and corpus must be at one path on all VMs
 #   CACHE             folder of compiled programs (default ~/jax_cache): a restart then starts in seconds
-#   LIBTPU_INIT_ARGS  compiler flags, handed on. None are set here: libtpu overlaps all-gathers and sums gradients of
-#                     the layers once a batch by itself (docs/benchmarks/ahead.md); whatever you add, measure
+#   LIBTPU_INIT_ARGS  compiler flags, handed on. None are set here: libtpu overlaps all-gathers and sums gradients
+#                     once a batch by itself (docs/benchmarks/ahead.md); whatever you add, measure
 #
 # jax finds the other VMs of the slice by itself. A process that ends with status 75 (it was interrupted, and saved) is
 # started again on its VM, at the same moment as on the others. What fits on a slice: tools/compile_ahead.py.

@@ -101,7 +101,7 @@ def make_train_step(
     update = optimizer(config).update
     seed = phase_seed(config)
 
-    def loss_sum(params, rows: Batch, first_row):
+    def loss_sum(params, decoder, rows: Batch, first_row):
         key = jax.random.key(seed)
         row_ids = first_row + jnp.arange(rows["tokens"].shape[0], dtype=jnp.uint32)
         inputs, positions, labels, weights = mask_tokens(
@@ -116,30 +116,45 @@ def make_train_step(
         dropout_key = jax.random.fold_in(jax.random.fold_in(key, _DROPOUT), first_row)
         model = bind(model_config, params)
         hidden = model(inputs, rows["segment_ids"], rows["positions"], dtype, dropout_key)
-        losses, correct = model.losses(hidden, positions, labels, config.train.loss_chunk)
+        losses, correct = model.losses(hidden, positions, labels, config.train.loss_chunk, decoder)
         loss = (losses * weights).sum()
         return loss, {"loss": loss, "correct": (correct * weights).sum(), "targets": weights.sum()}
 
     def accumulate(params, batch: Batch, count, first_row):
         """Gradients and sums over `count` microbatches, not yet divided by the number of targets."""
-        microbatches, rows = batch["tokens"].shape[:2]
-        gradient = jax.grad(loss_sum, has_aux=True)
+        microbatches, size = batch["tokens"].shape[:2]
+        # The embedding twice, as look-up and as decoder. XLA sums a gradient over the devices once, after the loop, if
+        # the loop does nothing but add it up; the sum of these two it would form in each microbatch.
+        gradient = jax.grad(loss_sum, argnums=(0, 1), has_aux=True)
+        table = params["embeddings"]["tokens"]
+
+        def tied(gradients):
+            gradients, decoder = gradients
+            embeddings = gradients["embeddings"]
+            return gradients | {
+                "embeddings": embeddings | {"tokens": embeddings["tokens"] + decoder}
+            }
+
         if microbatches == 1:
-            return gradient(params, {name: x[0] for name, x in batch.items()}, first_row)
+            rows = {name: x[0] for name, x in batch.items()}
+            gradients, sums = gradient(params, table, rows, first_row)
+            return tied(gradients), sums
 
         def body(i, carry):
             part = gradient(
                 params,
+                table,
                 {name: x[i] for name, x in batch.items()},
-                first_row + (i * rows).astype(jnp.uint32),
+                first_row + (i * size).astype(jnp.uint32),
             )
             return jax.tree.map(jnp.add, carry, part)
 
         nothing = (
-            jax.tree.map(jnp.zeros_like, params),
+            (jax.tree.map(jnp.zeros_like, params), jnp.zeros_like(table)),
             dict.fromkeys(("loss", "correct", "targets"), jnp.float32(0)),
         )
-        return jax.lax.fori_loop(0, count, body, nothing)
+        gradients, sums = jax.lax.fori_loop(0, count, body, nothing)
+        return tied(gradients), sums
 
     def train_step(state: State, batch: Batch, count, first_row, learning_rate):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # attention asks for it

@@ -22,11 +22,13 @@ import sys
 import time
 from pathlib import Path
 
-# Before jax is imported. No device is used, and libtpu asks no metadata server which machine this is.
+# Before jax is imported. No device is used: libtpu asks no metadata server which machine this is, and does not mind
+# another process that has it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import jax
 import numpy as np
@@ -78,10 +80,10 @@ def main() -> None:
 
 def read_config(path: str, overrides: list[str]) -> ConfigDict:
     """The config with its overrides, as `mmbert_jax.train` reads it."""
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    values, command = flags.FlagValues(), ["compile_ahead", f"--config={path}", *overrides]
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
     try:
-        rest = values(["compile_ahead", f"--config={path}", *overrides])
+        rest = values(command)
     except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
         raise UserError(f"{error}. Overrides are given as --config.x.y=value") from error
     if len(rest) > 1:

@@ -103,6 +103,17 @@ def describe(mesh: Mesh, shape: tuple[int, int, int, int], dtype, windows: Seque
     return ", ".join(f"{' and '.join(layers)} layers by {line}" for line, layers in lines.items())
 
 
+def spread_rows(x: jax.Array) -> jax.Array:
+    """Says that the rows [B, ...] of an array are spread over the devices of the mesh, if there is one.
+
+    Without it XLA lets the first layer's activations lie like the columns of an embedding that is sharded over `fsdp`,
+    and sums its products over the devices.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+
+
 def _preferred(device) -> Implementation:
     """The implementation written for a device."""
     if device.platform == "tpu":

@@ -13,6 +13,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 
 def chunk_count(vocab_size: int, chunk: int) -> int:
@@ -47,8 +48,29 @@ def token_losses(
       losses: float32 [N], differentiable in hidden, embedding and bias.
       correct: bool [N], whether the label has the largest logit.
     """
-    count = chunk_count(embedding.shape[0], chunk)
-    return _token_losses(count, hidden, embedding, bias, labels)
+    losses = functools.partial(_token_losses, chunk_count(embedding.shape[0], chunk))
+    return _by_replica(losses)(hidden, embedding, bias, labels)
+
+
+def _by_replica(losses):
+    """Has each replica of the embedding (mesh axis "data") compute its own positions.
+
+    So each sums its gradient over all chunks by itself, and the replicas' gradients are summed once, at the end: left
+    to itself, XLA sums every chunk over the replicas, inside the loop. Where the vocabulary is sharded ("tensor") it
+    has to be left to itself: it cannot partition the look-up of the labels' logits in such a function.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.shape.get("data", 1) == 1 or mesh.shape.get("tensor", 1) > 1:
+        return losses
+    own, whole = PartitionSpec("data"), PartitionSpec()
+    return jax.shard_map(
+        losses,
+        mesh=mesh,
+        axis_names={"data"},
+        in_specs=(own, whole, whole, own),
+        out_specs=own,
+        check_vma=False,
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -65,12 +87,22 @@ def _chunks(count, embedding, bias):
 
 def _logits(hidden, embedding, bias, c):
     """Logits [N, W] of chunk c in float32, and the chunk's embedding [W, D] in the compute dtype."""
-    weights = jax.lax.dynamic_index_in_dim(embedding, c, axis=1, keepdims=False).astype(
-        hidden.dtype
-    )
+    weights = jax.lax.dynamic_index_in_dim(embedding, c, axis=1, keepdims=False)
+    weights = _with_whole_rows(weights.astype(hidden.dtype))
     offset = jax.lax.dynamic_index_in_dim(bias, c, axis=1, keepdims=False)
     logits = jnp.einsum("nd,wd->nw", hidden, weights, preferred_element_type=jnp.float32) + offset
     return logits, weights
+
+
+def _with_whole_rows(weights):
+    """A chunk [W, D] gathered over "fsdp", which shards D.
+
+    Left to itself, XLA multiplies part by part and adds up logits [N, W] in main memory, once for each part.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.shape.get("fsdp", 1) == 1:
+        return weights
+    return jax.lax.with_sharding_constraint(weights, PartitionSpec("tensor", None))
 
 
 def _forward(count, hidden, embedding, bias, labels):

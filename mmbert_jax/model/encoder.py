@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmbert_jax.kernels.attention import attention
+from mmbert_jax.kernels.attention import attention, spread_rows
 from mmbert_jax.kernels.ranges import Ranges, ranges
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.rope import rope_table, rotated
@@ -215,7 +215,7 @@ class Encoder(nnx.Module):
         local_ranges = ranges(segment_ids, config.attention_window // 2)
         global_table = rope_table(positions, config.head_dim, config.global_rope_theta)
         local_table = rope_table(positions, config.head_dim, config.local_rope_theta)
-        x = self.embeddings(tokens, dtype)
+        x = spread_rows(self.embeddings(tokens, dtype))
         for i, layer in enumerate(self.layers):
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, i)
             if config.is_global(i):

@@ -41,20 +41,28 @@ class MaskedLM(Encoder):
         self.head = MlmHead(config, rngs=rngs)
 
     def losses(
-        self, hidden: jax.Array, target_positions: jax.Array, labels: jax.Array, chunk: int
+        self,
+        hidden: jax.Array,
+        target_positions: jax.Array,
+        labels: jax.Array,
+        chunk: int,
+        decoder: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Loss at the masked positions only; nothing else goes through the head.
 
         Args:
           hidden: [B, L, D]. target_positions, labels: int32 [B, M]. chunk: see `token_losses`.
+          decoder: [V, D] instead of the embedding, for a gradient apart from that of the look-up.
 
         Returns:
           losses float32 [B, M] and whether the label came first, bool [B, M].
         """
         gathered = jnp.take_along_axis(hidden, target_positions[..., None], axis=1)
         flat = self.head(gathered).reshape(-1, hidden.shape[-1])
+        if decoder is None:
+            decoder = self.embeddings.tokens[...]
         losses, correct = token_losses(
-            flat, self.embeddings.tokens[...], self.head.bias[...], labels.reshape(-1), chunk
+            flat, decoder, self.head.bias[...], labels.reshape(-1), chunk
         )
         return losses.reshape(labels.shape), correct.reshape(labels.shape)
 

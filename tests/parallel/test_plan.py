@@ -1,0 +1,93 @@
+"""The parts of tools/compile_ahead.py that need no compiler."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+from tiny import tiny_config
+
+from mmbert_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def tool():
+    return runpy.run_path(str(ROOT / "tools/compile_ahead.py"))
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (200.50G)"
+            " exceeds available HBM (15.75G). HLO module: jit_f.",
+            200.5 * GIB,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 18.25G of 15.75G hbm. Exceeded hbm"
+            " capacity by 2.50G.",
+            18.25 * GIB,
+        ),
+        ("RESOURCE_EXHAUSTED: Used 512.0M of 15.75G hbm", 512 * 2**20),
+        ("RESOURCE_EXHAUSTED", None),
+    ],
+)
+def test_bytes_that_a_compiler_wants(tool, message, expected):
+    assert tool["wanted_bytes"](message) == expected
+
+
+def test_rows_must_spread_over_the_chips(tool):
+    config = tiny_config(train__batch_rows=16, train__microbatch_rows=8)
+    tool["check_rows"](config, 8)
+    with pytest.raises(UserError, match="microbatch_rows=8 is less than the 16 chips"):
+        tool["check_rows"](config, 16)
+    with pytest.raises(
+        UserError, match=r"batch_rows=16 is no multiple of the 3 .* --config.train.batch_rows=18 "
+    ):
+        tool["check_rows"](config, 3)
+
+
+def report(**changes):
+    """A plan on 8 chips: 1 GiB of parameters, 2 of moments, so 5 GiB whatever the rows; 2 GiB a row."""
+    return {
+        "parameter_bytes": GIB,
+        "optimizer_bytes": 2 * GIB,
+        "peak_bytes": 13 * GIB,
+        "memory_limit": 16 * GIB,
+        "rows_per_chip": 4.0,
+        "microbatch_rows": 32,
+        "mesh": {"data": 4, "fsdp": 2, "tensor": 1},
+        **changes,
+    }
+
+
+def test_the_suggestion_is_the_most_rows_that_fit_and_divide_the_batch(tool):
+    suggest = tool["suggest"]
+    # Five rows fit; 240 rows are three batches of ten a chip, so 5 divides; 384 rows of the start do not.
+    config = tiny_config(train__batch_rows=240, train__batch_warmup_from_rows=384)
+    text = suggest(report(), config)
+    assert "--config.train.microbatch_rows=40 (5 rows a chip; the estimate allows 5)" in text
+    assert text.endswith("--config.train.batch_warmup_from_rows=400")
+    config = tiny_config(train__batch_rows=256, train__batch_warmup_from_rows=32)
+    assert suggest(report(), config).startswith("none: ")  # four rows were compiled
+
+
+def test_where_no_row_fits_the_state_is_spread(tool):
+    config = tiny_config()
+    text = tool["suggest"](report(peak_bytes=60 * GIB, rows_per_chip=1.0), config)
+    assert "not even one row a chip fits" in text
+    assert "--config.mesh.fsdp=8" in text
+    assert "the state alone" in tool["suggest"](report(memory_limit=4 * GIB), config)
+
+
+def test_overrides_are_those_of_training(tool):
+    config = tool["read_config"](
+        str(ROOT / "configs/phase1.py:small"), ["--config.mesh.fsdp=16", "--config.mask.ratio=0.25"]
+    )
+    assert (config.mesh.fsdp, config.mask.ratio, config.model.hidden_size) == (16, 0.25, 384)
+    with pytest.raises(UserError, match="Overrides are given as"):
+        tool["read_config"](str(ROOT / "configs/phase1.py"), ["--config.mesh.fspd=16"])
+    with pytest.raises(UserError, match="unexpected argument 'fsdp=16'"):
+        tool["read_config"](str(ROOT / "configs/phase1.py"), ["fsdp=16"])
