@@ -84,6 +84,8 @@ def kill_in_turn(args: argparse.Namespace, workdir: Path, steps: int) -> list[di
         target = round(steps * (number + rng.random()) / args.kills)
         in_save, delay = number % 2 == 1, rng.uniform(0, 0.3)
         began, process = time.monotonic(), start(args, workdir)
+        while process.poll() is None and is_saving(workdir):
+            time.sleep(0.02)  # what the kill before left of its save: the program clears it first
         while process.poll() is None:
             if last_step(workdir) >= target and (not in_save or is_saving(workdir)):
                 break
