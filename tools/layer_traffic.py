@@ -1,0 +1,102 @@
+"""Counts a layer's passes over memory, forward and backward, in programs compiled for machines that are not there.
+
+The gradient of an encoder of base's width (bfloat16, dropout as in training) is compiled with 3 and with 6 layers, one
+global and two local ones more. The difference of their memory traffic (`parallel/hlo.memory_traffic`), over 3, is a
+layer's; a pass reads or writes one bfloat16 array [tokens, hidden size].
+
+Runs in the environment that `bash tools/setup_env.sh aot` makes.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from configs import phase1
+from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.model.heads import bind, init_params
+from mmbert_jax.parallel import hlo
+from mmbert_jax.parallel.mesh import make_mesh
+
+ROOT = Path(__file__).resolve().parent.parent
+MEGABYTE = 2**20
+
+
+def device(target: str) -> jax.Device:
+    if target == "h100":
+        config = (ROOT / "tools/targets/h100.txtpb").read_text()
+        return topologies.get_topology_desc(
+            platform="cuda", target_config=config, topology="1x1x1"
+        ).devices[0]
+    return topologies.get_topology_desc(
+        platform="tpu", topology_name=f"{target}:1x1", chips_per_host_bounds=(1, 1, 1)
+    ).devices[0]
+
+
+def traffic(target: str, layers: int, rows: int, row_length: int) -> int:
+    """Bytes that the gradient of an encoder with this many layers moves."""
+    config = phase1.get_config("base")
+    config.model.num_layers = layers
+    config.model.vocab_size = 1024  # the embedding is the same in both programs, and left out so
+    model_config = ModelConfig.from_config(config.model)
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, [device(target)])
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def total(params, tokens, segment_ids, positions):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # attention asks for it
+            model = bind(model_config, params)
+            hidden = model(tokens, segment_ids, positions, jnp.bfloat16, jax.random.key(0))
+        return jnp.square(hidden.astype(jnp.float32)).sum()
+
+    params = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+        jax.eval_shape(lambda: init_params(model_config, 0)),
+    )
+    batch = [jax.ShapeDtypeStruct((rows, row_length), jnp.int32, sharding=whole)] * 3
+    compiled = jax.jit(jax.grad(total)).lower(params, *batch).compile()
+    return hlo.memory_traffic(hlo.parse(compiled.as_text()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example:\n  .venv-aot/bin/python tools/layer_traffic.py --targets h100:32x1024 v5e:4x1024",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--targets",
+        nargs="+",
+        default=["h100:32x1024", "v5e:4x1024"],
+        metavar="CHIP:ROWSxLENGTH",
+        help="h100, v5e, v5p or v6e (default h100:32x1024 v5e:4x1024)",
+    )
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    args = parser.parse_args()
+    results = []
+    for name in args.targets:
+        target, _, shape = name.partition(":")
+        rows, row_length = map(int, shape.split("x"))
+        layer = (traffic(target, 6, rows, row_length) - traffic(target, 3, rows, row_length)) / 3
+        array = 2 * rows * row_length * phase1.get_config("base").model.hidden_size
+        results.append({"name": name, "bytes_per_layer": layer, "passes": layer / array})
+        print(
+            f"{name:<14}{layer / MEGABYTE:>10,.0f} MiB a layer, {layer / array:.0f} passes over"
+            f" {array / MEGABYTE:.0f} MiB",
+            flush=True,
+        )
+    if args.output:
+        args.output.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
