@@ -19,8 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESTART = 75  # mmbert_jax.parallel.processes.RESTART; importing jax here would take its devices from the job
-# Seconds between SIGTERM and SIGKILL for the processes that are left when one has ended.
-GRACE_SECONDS = 10
+# Seconds that the processes that are left have to say why, when one has ended, before SIGKILL.
+GRACE_SECONDS = 20
 
 
 def arguments() -> argparse.Namespace:

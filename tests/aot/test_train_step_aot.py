@@ -39,7 +39,7 @@ def reports():
         capture_output=True,
         text=True,
         env=environment,
-        timeout=900,
+        timeout=1800,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -208,7 +208,11 @@ def test_dead_silent_and_interrupted_processes(start, one_process, tmp_path):
     process.send_signal(signal.SIGTERM)
     output = finish(process, RESTART)
     assert output.count("starting it again") == 3
-    assert "[0] error: process 0: an operation that all processes take part in failed" in output
+    # Ours, or jax's where its heartbeat is the first to notice.
+    assert re.search(
+        r"\[0\] .*(operation that all processes take part in failed|sending heartbeats|crashed)",
+        output,
+    ), output
     stopped = re.findall(r"interrupted after step (\d+), which is saved", output)
     assert len(stopped) == 2
     assert (workdir / "checkpoints" / stopped[1]).is_dir()
