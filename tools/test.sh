@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tests: sets up .venv and .venv-aot with everything they need, checks style, runs pytest in two processes, which take
-# one file of tests at a time. Arguments go to pytest. The last line is pytest's; the exit status is pytest's, or the
-# style check's where the tests pass.
+# one file of tests at a time, in their order: tests/aot, which has the longest, comes first. Arguments go to pytest. The
+# last line is pytest's; the exit status is pytest's, or the style check's where the tests pass.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 bash tools/setup_env.sh demo hf test || exit 1
@@ -9,6 +9,6 @@ bash tools/setup_peers.sh || exit 1
 bash tools/setup_env.sh aot || exit 1
 .venv/bin/ruff check . && .venv/bin/ruff format --check .
 style=$?
-.venv/bin/python -m pytest -n 2 --dist loadfile "$@"
+.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
 tests=$?
 exit $((tests ? tests : style))
