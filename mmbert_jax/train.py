@@ -237,7 +237,7 @@ def train(
         if config.checkpoint.every_minutes and step % config.log_every_steps == 0:
             minutes = (time.monotonic() - saved_at) / 60
             saving |= processes.as_in_first(minutes >= config.checkpoint.every_minutes)
-        if evaluating or saving or last or stopping:
+        if evaluating or saving or stopping:
             log(before)
             before = None
             clock.book("step")

@@ -20,27 +20,14 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 
 from configs import phase1
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import bind, init_params
-from mmbert_jax.parallel import hlo
+from mmbert_jax.parallel import hardware, hlo
 from mmbert_jax.parallel.mesh import make_mesh
 
-ROOT = Path(__file__).resolve().parent.parent
 MEGABYTE = 2**20
-
-
-def device(target: str) -> jax.Device:
-    if target == "h100":
-        config = (ROOT / "tools/targets/h100.txtpb").read_text()
-        return topologies.get_topology_desc(
-            platform="cuda", target_config=config, topology="1x1x1"
-        ).devices[0]
-    return topologies.get_topology_desc(
-        platform="tpu", topology_name=f"{target}:1x1", chips_per_host_bounds=(1, 1, 1)
-    ).devices[0]
 
 
 def traffic(target: str, layers: int, rows: int, row_length: int) -> int:
@@ -49,7 +36,7 @@ def traffic(target: str, layers: int, rows: int, row_length: int) -> int:
     config.model.num_layers = layers
     config.model.vocab_size = 1024  # the embedding is the same in both programs, and left out so
     model_config = ModelConfig.from_config(config.model)
-    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, [device(target)])
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, hardware.devices(f"{target}:1x1"))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
     def total(params, tokens, segment_ids, positions):

@@ -8,29 +8,13 @@ Started by test_train_step_aot.py; by hand, in the environment that `bash tools/
 import json
 import sys
 import time
-from pathlib import Path
-
-from jax.experimental import topologies
 
 from configs import phase1, phase2
 from mmbert_jax.kernels import attention
 from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.parallel import hardware
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.step import compile_train_step
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def one_device(target: str):
-    if target == "h100":
-        return topologies.get_topology_desc(
-            platform="cuda",
-            target_config=(ROOT / "tools/targets/h100.txtpb").read_text(),
-            topology="1x1x1",
-        ).devices[0]
-    return topologies.get_topology_desc(
-        platform="tpu", topology_name=f"{target}:1x1", chips_per_host_bounds=(1, 1, 1)
-    ).devices[0]
 
 
 def compile_for(target: str, length: int, rows: int):
@@ -38,7 +22,7 @@ def compile_for(target: str, length: int, rows: int):
     config = (phase1 if length == 1024 else phase2).get_config("base")
     config.data.row_length = length
     config.train.batch_rows = config.train.microbatch_rows = rows
-    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, [one_device(target)])
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, hardware.devices(f"{target}:1x1"))
     model = ModelConfig.from_config(config.model)
     shape = (rows, length, model.num_heads, model.head_dim)
     return (
