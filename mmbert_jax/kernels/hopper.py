@@ -302,6 +302,8 @@ def _place():
     return tuple(lax.axis_index(name) for name in ("batch", "head", "tile", "warpgroup"))
 
 
+# Jitted: the layers of a model share one kernel, instead of each building its own while the step is compiled.
+@functools.partial(jax.jit, static_argnames=("block", "interpret"))
 def _forward(q, k, v, lo, hi, block, interpret):
     batch, length, heads, depth = q.shape
     scale = _SCALE * _LOG2_E  # exponentials are powers of two
@@ -420,6 +422,7 @@ def _forward(q, k, v, lo, hi, block, interpret):
     )
 
 
+@functools.partial(jax.jit, static_argnames=("block", "interpret"))
 def _backward_queries(q, k, v, d_out, lse, delta, lo, hi, block, interpret):
     """dQ, a tile of queries at a time; lse in units of log 2."""
 
@@ -525,6 +528,7 @@ def _backward_queries(q, k, v, d_out, lse, delta, lo, hi, block, interpret):
     )
 
 
+@functools.partial(jax.jit, static_argnames=("block", "interpret"))
 def _backward_keys(q, k, v, d_out, lse, delta, lo, hi, block, interpret):
     """dK and dV, a tile of keys at a time: its rows are keys, its columns queries; lse in units of log 2."""
 
