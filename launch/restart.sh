@@ -10,19 +10,23 @@
 set -uo pipefail
 
 child=
-stopped=
-trap 'stopped=1; [ -z "$child" ] || kill -TERM "$child"' TERM INT
+signals=0
+trap 'signals=$((signals + 1)); [ -z "$child" ] || kill -TERM "$child"' TERM INT
 
 for ((restarts = 0; ; restarts++)); do
+    child=
     "$@" &
     child=$!
-    wait "$child"
-    status=$?
-    while kill -0 "$child" 2>/dev/null; do # a signal ends `wait`, not the command
+    [ "$signals" -eq 0 ] || kill -TERM "$child" # the signal came before the command had a number
+    status=
+    while [ -z "$status" ]; do
+        before=$signals
         wait "$child"
         status=$?
+        # A signal ends `wait`, not the command, whose status the next `wait` tells even if it has ended meanwhile.
+        [ "$before" -eq "$signals" ] || status=
     done
-    if [ "$status" -ne 75 ] || [ -n "$stopped" ] || [ "$restarts" -ge "${MAX_RESTARTS:-100}" ]; then
+    if [ "$status" -ne 75 ] || [ "$signals" -gt 0 ] || [ "$restarts" -ge "${MAX_RESTARTS:-100}" ]; then
         exit "$status"
     fi
     echo "restart $((restarts + 1)) after status 75"

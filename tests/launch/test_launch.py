@@ -1,7 +1,9 @@
 """The launchers, with stand-ins for the commands of the clusters that note what they are called with."""
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -71,15 +73,35 @@ def test_restarts_are_bounded(shell, tmp_path):
     assert (tmp_path / "left").read_text() == "75\n75\n"
 
 
-def test_a_signal_reaches_the_command_and_is_the_end(tmp_path):
-    inner = f"trap 'sleep 0.2; echo saved >>{tmp_path}/log; exit 75' TERM; echo up >>{tmp_path}/log; sleep 30 & wait"
-    job = subprocess.Popen(["bash", LAUNCH / "restart.sh", "bash", "-c", inner])
+def signalled(tmp_path, **variables):
+    """Ends restart.sh by SIGTERM as soon as its command runs; returns its status and what the command noted."""
     log, end = tmp_path / "log", time.monotonic() + 20
-    while not log.exists() and time.monotonic() < end:
-        time.sleep(0.05)
-    job.terminate()
-    assert job.wait(20) == 75
-    assert log.read_text() == "up\nsaved\n"
+    inner = f"trap 'sleep 0.2; echo saved >>{log}; exit 75' TERM; echo up >>{log}; sleep 30 & wait"
+    arguments = ["bash", LAUNCH / "restart.sh", "bash", "-c", inner]
+    with subprocess.Popen(
+        arguments, env={**os.environ, **variables}, start_new_session=True
+    ) as job:
+        try:
+            while not log.exists() and time.monotonic() < end:
+                time.sleep(0.05)
+            job.terminate()
+            return job.wait(20), log.read_text()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(
+                    job.pid, signal.SIGKILL
+                )  # what was left running, the command's `sleep` too
+
+
+def test_a_signal_reaches_the_command_and_is_the_end(tmp_path):
+    assert signalled(tmp_path) == (75, "up\nsaved\n")
+
+
+def test_a_signal_before_the_command_is_known_reaches_it(tmp_path):
+    """bash is made to pause before each of restart.sh's own commands, so between start and `child=$!` too."""
+    slow = tmp_path / "slow.sh"
+    slow.write_text("case $0 in */restart.sh) trap 'sleep 0.4' DEBUG ;; esac\n")
+    assert signalled(tmp_path, BASH_ENV=str(slow)) == (75, "up\nsaved\n")
 
 
 # --- tpu_pod.sh ---
