@@ -5,6 +5,10 @@ consumer warpgroups with 64 rows each, and a producer warpgroup that brings bloc
 rings of slots in shared memory. A consumer issues the last products of one block behind the first of the next, and
 takes the next block's exponentials meanwhile, so that tensor cores and arithmetic units work at the same time.
 
+Rows of a local layer, or of a short document, see few blocks: too few to hide a thread block's first loads and last
+stores behind its own work. There a thread block is a single warpgroup, which does its own loads, and several of them
+share a multiprocessor.
+
 Both ends of the key ranges are monotone along a row, so a tile of rows walks over the blocks of `[lo[first], hi[last])`
 and no others, and a block inside `[lo[last], hi[first])` needs no mask. The mask is symmetric, so the keys' gradient
 walks over blocks of queries by the same two arrays.
@@ -17,6 +21,7 @@ Letters: B batch, L row length, H heads, D head dim, R rows of a warpgroup, K ro
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -26,9 +31,7 @@ import jax.numpy as jnp
 from jax import lax
 
 _HEAD_DIM = 64
-_CONSUMERS = 2
 _ROWS = 64  # of a consumer warpgroup: what one wgmma instruction takes
-_TILE = _CONSUMERS * _ROWS
 
 _LOG2_E = math.log2(math.e)
 _SCALE = 1 / math.sqrt(_HEAD_DIM)
@@ -39,21 +42,46 @@ _PER_ROW = plgpu.Layout.WGMMA.reduce(1)
 _PER_COLUMN = plgpu.Layout.WGMMA.reduce(0)
 
 
-class _Blocks(NamedTuple):
-    """Rows of a block of the other operand, for each kernel."""
+class _Plan(NamedTuple):
+    """How the thread blocks of a kernel work.
 
-    forward: int
-    dq: int
-    dkv: int
+    Attributes:
+      consumers: warpgroups with `_ROWS` rows each; the rows of all of them are a tile.
+      producer: whether a warpgroup of its own does the loads.
+      slots: blocks that a ring holds.
+      block: rows of a block of the other operand.
+    """
+
+    consumers: int
+    producer: bool
+    slots: int
+    block: int
+
+    @property
+    def tile(self) -> int:
+        return self.consumers * _ROWS
 
 
-# Not measured on a GPU yet: chosen from ptxas' report (all of these without spills, dkv=128 with) and arithmetic. A
-# product of two operands in shared memory reads for as long as it computes with 64 columns, for less with 128. With a
-# window of 64, a warpgroup's queries see 192 keys: 3 blocks of 64, or 2 to 3 of 128 that are mostly masked.
-_GLOBAL_BLOCKS = _Blocks(forward=128, dq=128, dkv=64)
-_LOCAL_BLOCKS = _Blocks(forward=64, dq=64, dkv=64)
-# A thread block has a multiprocessor to itself because of its registers, so its shared memory is free for deep rings.
-_SLOTS = 4
+_SINGLE = _Plan(consumers=1, producer=False, slots=3, block=64)
+_PAIR = _Plan(consumers=2, producer=True, slots=4, block=64)
+_PAIR_WIDE = _PAIR._replace(block=128)
+# Rows are padded to whole tiles of any plan.
+_TILE = _PAIR.tile
+
+
+class _Plans(NamedTuple):
+    forward: _Plan
+    dq: _Plan
+    dkv: _Plan
+
+
+def _plans(window, length):
+    """Measured on an H200, see docs/benchmarks/attention.md; blocks of 128 spill registers in the backward pass."""
+    if window is not None and window <= _TILE:
+        return _Plans(forward=_SINGLE, dq=_SINGLE, dkv=_SINGLE)
+    if length <= 2048:
+        return _Plans(forward=_SINGLE, dq=_SINGLE, dkv=_PAIR)
+    return _Plans(forward=_PAIR_WIDE, dq=_PAIR, dkv=_PAIR)
 
 
 def unsupported(shape: tuple[int, int, int, int], dtype, window: int | None) -> str | None:
@@ -81,7 +109,7 @@ def forward(
     Args:
       q, k, v: bfloat16 [B, L, H, 64], rotary embedding applied. Scores are scaled by 1 / 8.
       lo, hi: int32 [B, L], both non-decreasing along a row, of a symmetric mask; see `ranges.ranges`.
-      window: bound on |i - j| that `lo` and `hi` keep; chooses block sizes, nothing else.
+      window: bound on |i - j| that `lo` and `hi` keep; chooses how thread blocks work, nothing else.
       interpret: False, or `plgpu.InterpretGPUParams` to run on a CPU.
 
     Returns:
@@ -90,7 +118,7 @@ def forward(
     """
     length = q.shape[1]
     q, k, v, lo, hi = _to_whole_tiles(length, (q, k, v), (), lo, hi)
-    out, lse = _forward(q, k, v, lo, hi, _blocks(window).forward, interpret)
+    out, lse = _forward(q, k, v, lo, hi, _plans(window, length).forward, interpret)
     return out[:, :length], lse[:, :, :length]
 
 
@@ -124,13 +152,10 @@ def backward(
         length, (q, k, v, d_out), (lse * _LOG2_E, delta), lo, hi
     )
     arguments = (q, k, v, d_out, lse, delta, lo, hi)
-    dq = _backward_queries(*arguments, _blocks(window).dq, interpret)
-    dk, dv = _backward_keys(*arguments, _blocks(window).dkv, interpret)
+    plans = _plans(window, length)
+    dq = _backward_queries(*arguments, plans.dq, interpret)
+    dk, dv = _backward_keys(*arguments, plans.dkv, interpret)
     return dq[:, :length], dk[:, :length], dv[:, :length]
-
-
-def _blocks(window):
-    return _GLOBAL_BLOCKS if window is None or window > _TILE else _LOCAL_BLOCKS
 
 
 def _to_whole_tiles(length, matrices, vectors, lo, hi):
@@ -169,16 +194,53 @@ def _walk(lo, hi, batch, start, rows, block):
 
 
 class _Ring(NamedTuple):
-    """Slots that the producer fills with one block after the other, and that both consumers empty.
+    """Slots that are filled with one block after the other, and emptied by all consumers.
 
     Attributes:
       buffers: shared memory, each [S, K, D] or [S, K]; a block takes the same slot in each.
-      full, free: barriers [S].
+      full, free: barriers [S]; `free` is None where the one consumer does the loads itself.
     """
 
     buffers: tuple
     full: plgpu.Barrier
-    free: plgpu.Barrier
+    free: plgpu.Barrier | None
+
+
+class _Stream(NamedTuple):
+    """The blocks of a tile on their way through a ring.
+
+    Attributes:
+      sources: from a slice of rows to what the ring's buffers are filled with.
+    """
+
+    ring: _Ring
+    tile: _Walk
+    block: int
+    sources: Callable
+
+    @property
+    def slots(self):
+        return self.ring.buffers[0].shape[0]
+
+    def slot(self, i):
+        return lax.rem(i - self.tile.first, self.slots)
+
+    def fill(self, i):
+        s = self.slot(i)
+        for source, buffer in zip(
+            self.sources(pl.ds(i * self.block, self.block)), self.ring.buffers, strict=True
+        ):
+            plgpu.copy_gmem_to_smem(source, buffer.at[s], self.ring.full.at[s])
+
+    def wait(self, i):
+        plgpu.barrier_wait(self.ring.full.at[self.slot(i)])
+
+    def release(self, i):
+        """A consumer's word that it will not read block i again."""
+        if self.ring.free is not None:
+            plgpu.barrier_arrive(self.ring.free.at[self.slot(i)])
+        else:
+            pl.when(i + self.slots < self.tile.end)(lambda: self.fill(i + self.slots))
 
 
 def _matrices(count, rows):
@@ -191,39 +253,63 @@ def _vectors(count, rows):
     return plgpu.SMEM((count, rows), jnp.float32)
 
 
-def _ring(*buffers):
+def _ring(plan, *buffers):
+    free = plgpu.Barrier(num_barriers=plan.slots, num_arrivals=plan.consumers)
     return _Ring(
         buffers,
-        full=plgpu.Barrier(num_barriers=_SLOTS, num_arrivals=len(buffers)),
-        free=plgpu.Barrier(num_barriers=_SLOTS, num_arrivals=_CONSUMERS),
+        full=plgpu.Barrier(num_barriers=plan.slots, num_arrivals=len(buffers)),
+        free=free if plan.producer else None,
     )
 
 
-def _slot(tile, i):
-    return lax.rem(i - tile.first, _SLOTS)
+def _load(plan, *streams):
+    """Fills the rings: all along as the producer, or as the only consumer before its work."""
+    tile = streams[0].tile
+    if not plan.producer:
 
+        @pl.loop(tile.first, lax.min(tile.end, tile.first + plan.slots))
+        def _(i):
+            for stream in streams:
+                stream.fill(i)
 
-def _produce(tile, block, *fills):
-    """The producer warpgroup: `fills` are rings, each with a function from rows to the sources of its buffers."""
+        return
+
     plgpu.set_max_registers(40, action="decrease")
+
+    def wait_until_free(stream, i):
+        plgpu.barrier_wait(stream.ring.free.at[stream.slot(i)])
 
     @pl.loop(tile.first, tile.end)
     def _(i):
-        s = _slot(tile, i)
-        for ring, sources in fills:
-            reused = i >= tile.first + _SLOTS
-            pl.when(reused)(functools.partial(plgpu.barrier_wait, ring.free.at[s]))
-            for source, buffer in zip(sources(pl.ds(i * block, block)), ring.buffers, strict=True):
-                plgpu.copy_gmem_to_smem(source, buffer.at[s], ring.full.at[s])
+        for stream in streams:
+            pl.when(i >= tile.first + plan.slots)(functools.partial(wait_until_free, stream, i))
+            stream.fill(i)
 
     # Leaves no slot under way: the interpreter checks that whoever waits for a barrier sees all of its phases.
-    @pl.loop(lax.max(tile.first, tile.end - _SLOTS), tile.end)
+    @pl.loop(lax.max(tile.first, tile.end - plan.slots), tile.end)
     def _(i):
-        for ring, _ in fills:
-            plgpu.barrier_wait(ring.free.at[_slot(tile, i)])
+        for stream in streams:
+            wait_until_free(stream, i)
 
 
-def _pass_over(tile, first, end, *rings):
+def _roles(plan, warpgroup, load, consume):
+    """Runs `load` and `consume` in the warpgroups whose work they are."""
+    if not plan.producer:
+        load()
+        consume()
+        return
+
+    @pl.when(warpgroup == plan.consumers)
+    def _():
+        load()
+
+    @pl.when(warpgroup < plan.consumers)
+    def _():
+        plgpu.set_max_registers(232, action="increase")
+        consume()
+
+
+def _pass_over(first, end, *streams):
     """Frees the blocks that the other consumer sees and this one does not.
 
     It waits for each block although it does not read it: a slot freed before it was filled would count for the fill
@@ -232,10 +318,9 @@ def _pass_over(tile, first, end, *rings):
 
     @pl.loop(first, end)
     def _(i):
-        s = _slot(tile, i)
-        for ring in rings:
-            plgpu.barrier_wait(ring.full.at[s])
-            plgpu.barrier_arrive(ring.free.at[s])
+        for stream in streams:
+            stream.wait(i)
+            stream.release(i)
 
 
 def _masked(x, own, row_lo, row_hi, start, otherwise):
@@ -268,9 +353,10 @@ def _row_ranges(lo, hi, batch, rows):
     return load(lo.at[batch, rows]), load(hi.at[batch, rows])
 
 
-def _staging(operands, block, interpret):
+def _staging(plan, operands, block, interpret):
     """Shared memory for `_left_operand`; nothing outside the interpreter."""
-    return plgpu.SMEM((_CONSUMERS, operands, _ROWS, block), jnp.bfloat16) if interpret else None
+    shape = (plan.consumers, operands, _ROWS, block)
+    return plgpu.SMEM(shape, jnp.bfloat16) if interpret else None
 
 
 def _left_operand(x, staging, *index):
@@ -282,14 +368,14 @@ def _left_operand(x, staging, *index):
     return staging.at[index]
 
 
-def _launch(name, kernel, arguments, out_type, scratch, interpret):
+def _launch(name, plan, kernel, arguments, out_type, scratch, interpret):
     batch, length, heads, _ = arguments[0].shape
     return plgpu.kernel(
         kernel,
         out_type=out_type,
-        grid=(heads, length // _TILE, batch),
+        grid=(heads, length // plan.tile, batch),
         grid_names=("head", "tile", "batch"),
-        num_threads=_CONSUMERS + 1,
+        num_threads=plan.consumers + plan.producer,
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
         scratch_types=scratch,
@@ -298,57 +384,56 @@ def _launch(name, kernel, arguments, out_type, scratch, interpret):
     )(*arguments)
 
 
+def _store(*copies):
+    """Copies results from shared to global memory, and waits until they have left, not until they have arrived."""
+    plgpu.commit_smem()
+    for source, target in copies:
+        plgpu.copy_smem_to_gmem(source, target)
+    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+
 def _place():
     return tuple(lax.axis_index(name) for name in ("batch", "head", "tile", "warpgroup"))
 
 
 # Jitted: the layers of a model share one kernel, instead of each building its own while the step is compiled.
-@functools.partial(jax.jit, static_argnames=("block", "interpret"))
-def _forward(q, k, v, lo, hi, block, interpret):
+@functools.partial(jax.jit, static_argnames=("plan", "interpret"))
+def _forward(q, k, v, lo, hi, plan, interpret):
     batch, length, heads, depth = q.shape
+    block = plan.block
     scale = _SCALE * _LOG2_E  # exponentials are powers of two
 
-    def kernel(q_g, k_g, v_g, lo_g, hi_g, out_g, lse_g, q_s, lse_s, loaded, keys, values, staging):
+    def kernel(
+        q_g, k_g, v_g, lo_g, hi_g, out_g, lse_g, q_s, lse_s, loaded, key_ring, value_ring, staging
+    ):  # fmt: skip
         b, h, t, wg = _place()
-        tile = _walk(lo_g, hi_g, b, t * _TILE, _TILE, block)
+        tile = _walk(lo_g, hi_g, b, t * plan.tile, plan.tile, block)
+        keys = _Stream(key_ring, tile, block, lambda rows: (k_g.at[b, rows, h],))
+        values = _Stream(value_ring, tile, block, lambda rows: (v_g.at[b, rows, h],))
 
-        @pl.when(wg == _CONSUMERS)
-        def _():
-            _produce(
-                tile,
-                block,
-                (keys, lambda rows: (k_g.at[b, rows, h],)),
-                (values, lambda rows: (v_g.at[b, rows, h],)),
-            )
-
-        @pl.when(wg < _CONSUMERS)
-        def _():
-            plgpu.set_max_registers(232, action="increase")
-            start = t * _TILE + wg * _ROWS
+        def consume():
+            start = t * plan.tile + wg * _ROWS
             rows = pl.ds(start, _ROWS)
             own = _walk(lo_g, hi_g, b, start, _ROWS, block)
-            (k_s,), (v_s,) = keys.buffers, values.buffers
+            (k_s,), (v_s,) = key_ring.buffers, value_ring.buffers
             plgpu.copy_gmem_to_smem(q_g.at[b, rows, h], q_s.at[wg], loaded.at[wg])
             row_lo, row_hi = _row_ranges(lo_g, hi_g, b, rows)
             plgpu.barrier_wait(loaded.at[wg])
-            _pass_over(tile, tile.first, own.first, keys, values)
+            _pass_over(tile.first, own.first, keys, values)
 
             def start_scores(i, scores):
-                s = _slot(tile, i)
-                plgpu.barrier_wait(keys.full.at[s])
-                plgpu.wgmma(scores, q_s.at[wg], k_s.at[s].T)
+                keys.wait(i)
+                plgpu.wgmma(scores, q_s.at[wg], k_s.at[keys.slot(i)].T)
 
             def start_sum(i, p, weighted):
-                s = _slot(tile, i)
-                plgpu.barrier_wait(values.full.at[s])
-                plgpu.wgmma(weighted, _left_operand(p, staging, wg, 0), v_s.at[s])
+                plgpu.wgmma(weighted, _left_operand(p, staging, wg, 0), v_s.at[values.slot(i)])
 
             def softmax(i, x, largest, total):
                 """Takes block i's scores x [R, K] into the running maximum and sum of a row.
 
                 Returns both, the factor for what was summed before, and the block's weights [R, K].
                 """
-                plgpu.barrier_arrive(keys.free.at[_slot(tile, i)])
+                keys.release(i)
                 x = _masked(x, own, row_lo, row_hi, i * block, -jnp.inf)
                 new = jnp.maximum(largest, x.max(axis=1) * scale)
                 decay = jnp.exp2(largest - new)
@@ -366,6 +451,7 @@ def _forward(q, k, v, lo, hi, block, interpret):
                 _filled(-1e30, (_ROWS,), _PER_ROW),
                 _filled(0, (_ROWS,), _PER_ROW),
             )
+            values.wait(own.first)
 
             def step(i, carry):
                 acc, (largest, total, decay), p = carry
@@ -375,8 +461,11 @@ def _forward(q, k, v, lo, hi, block, interpret):
                     start_sum(i - 1, p, weighted)
                     x = plgpu.wgmma_accumulator_load(scores, wait_n=1)
                     *state, p_next = lax.optimization_barrier(softmax(i, x, largest, total))
+                    # The next step's values are waited for here, because ptxas moves the wait for the sum to the front
+                    # of its basic block, before the exponentials, and a wait for a barrier ends a block.
+                    values.wait(i)
                     pv = plgpu.wgmma_accumulator_load(weighted, wait_n=0)
-                    plgpu.barrier_arrive(values.free.at[_slot(tile, i - 1)])
+                    values.release(i - 1)
                     # ptxas puts all wgmma one after the other if registers that one reads are written while others run:
                     # so the weights are rounded only now.
                     pv, p_next = lax.optimization_barrier((pv, p_next))
@@ -392,18 +481,18 @@ def _forward(q, k, v, lo, hi, block, interpret):
                 return weighted[...]
 
             acc = acc * _over_columns(decay, acc) + pl.run_scoped(last, plgpu.ACC((_ROWS, depth)))
-            plgpu.barrier_arrive(values.free.at[_slot(tile, own.end - 1)])
-            _pass_over(tile, own.end, tile.end, keys, values)
+            values.release(own.end - 1)
+            _pass_over(own.end, tile.end, keys, values)
 
             q_s.at[wg][...] = (acc / _over_columns(total, acc)).astype(q.dtype)
             lse_s.at[wg][...] = largest * (1 / _LOG2_E) + jnp.log(total)
-            plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(q_s.at[wg], out_g.at[b, rows, h])
-            plgpu.copy_smem_to_gmem(lse_s.at[wg], lse_g.at[b, h, rows])
-            plgpu.wait_smem_to_gmem(0)
+            _store((q_s.at[wg], out_g.at[b, rows, h]), (lse_s.at[wg], lse_g.at[b, h, rows]))
+
+        _roles(plan, wg, lambda: _load(plan, keys, values), consume)
 
     return _launch(
         "attention_forward",
+        plan,
         kernel,
         (q, k, v, lo, hi),
         (
@@ -411,44 +500,36 @@ def _forward(q, k, v, lo, hi, block, interpret):
             jax.ShapeDtypeStruct((batch, heads, length), jnp.float32),
         ),
         (
-            _matrices(_CONSUMERS, _ROWS),
-            _vectors(_CONSUMERS, _ROWS),
-            plgpu.Barrier(num_barriers=_CONSUMERS),
-            _ring(_matrices(_SLOTS, block)),
-            _ring(_matrices(_SLOTS, block)),
-            _staging(1, block, interpret),
+            _matrices(plan.consumers, _ROWS),
+            _vectors(plan.consumers, _ROWS),
+            plgpu.Barrier(num_barriers=plan.consumers),
+            _ring(plan, _matrices(plan.slots, block)),
+            _ring(plan, _matrices(plan.slots, block)),
+            _staging(plan, 1, block, interpret),
         ),
         interpret,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("block", "interpret"))
-def _backward_queries(q, k, v, d_out, lse, delta, lo, hi, block, interpret):
+@functools.partial(jax.jit, static_argnames=("plan", "interpret"))
+def _backward_queries(q, k, v, d_out, lse, delta, lo, hi, plan, interpret):
     """dQ, a tile of queries at a time; lse in units of log 2."""
+    block = plan.block
 
     def kernel(
         q_g, k_g, v_g, do_g, lse_g, delta_g, lo_g, hi_g, dq_g,
-        q_s, do_s, lse_s, delta_s, loaded, keys, values, staging,
+        q_s, do_s, lse_s, delta_s, loaded, key_ring, value_ring, staging,
     ):  # fmt: skip
         b, h, t, wg = _place()
-        tile = _walk(lo_g, hi_g, b, t * _TILE, _TILE, block)
+        tile = _walk(lo_g, hi_g, b, t * plan.tile, plan.tile, block)
+        keys = _Stream(key_ring, tile, block, lambda rows: (k_g.at[b, rows, h],))
+        values = _Stream(value_ring, tile, block, lambda rows: (v_g.at[b, rows, h],))
 
-        @pl.when(wg == _CONSUMERS)
-        def _():
-            _produce(
-                tile,
-                block,
-                (keys, lambda rows: (k_g.at[b, rows, h],)),
-                (values, lambda rows: (v_g.at[b, rows, h],)),
-            )
-
-        @pl.when(wg < _CONSUMERS)
-        def _():
-            plgpu.set_max_registers(232, action="increase")
-            start = t * _TILE + wg * _ROWS
+        def consume():
+            start = t * plan.tile + wg * _ROWS
             rows = pl.ds(start, _ROWS)
             own = _walk(lo_g, hi_g, b, start, _ROWS, block)
-            (k_s,), (v_s,) = keys.buffers, values.buffers
+            (k_s,), (v_s,) = key_ring.buffers, value_ring.buffers
             plgpu.copy_gmem_to_smem(q_g.at[b, rows, h], q_s.at[wg], loaded.at[wg])
             plgpu.copy_gmem_to_smem(do_g.at[b, rows, h], do_s.at[wg], loaded.at[wg])
             plgpu.copy_gmem_to_smem(lse_g.at[b, h, rows], lse_s.at[wg], loaded.at[wg])
@@ -457,14 +538,13 @@ def _backward_queries(q, k, v, d_out, lse, delta, lo, hi, block, interpret):
             plgpu.barrier_wait(loaded.at[wg])
             row_lse = plgpu.load(lse_s.at[wg], layout=_PER_ROW)
             row_delta = plgpu.load(delta_s.at[wg], layout=_PER_ROW)
-            _pass_over(tile, tile.first, own.first, keys, values)
+            _pass_over(tile.first, own.first, keys, values)
 
             def start_products(i, scores, dp):
-                s = _slot(tile, i)
-                plgpu.barrier_wait(keys.full.at[s])
-                plgpu.wgmma(scores, q_s.at[wg], k_s.at[s].T)
-                plgpu.barrier_wait(values.full.at[s])
-                plgpu.wgmma(dp, do_s.at[wg], v_s.at[s].T)
+                keys.wait(i)
+                plgpu.wgmma(scores, q_s.at[wg], k_s.at[keys.slot(i)].T)
+                values.wait(i)
+                plgpu.wgmma(dp, do_s.at[wg], v_s.at[values.slot(i)].T)
 
             def finish(i, scores, dp, later):
                 """dS [R, K] of block i, with `later` products issued after its own."""
@@ -472,11 +552,11 @@ def _backward_queries(q, k, v, d_out, lse, delta, lo, hi, block, interpret):
                 p = jnp.exp2(x * (_SCALE * _LOG2_E) - _over_columns(row_lse, x))
                 p = lax.optimization_barrier(_masked(p, own, row_lo, row_hi, i * block, 0.0))
                 dp = plgpu.wgmma_accumulator_load(dp, wait_n=later)
-                plgpu.barrier_arrive(values.free.at[_slot(tile, i)])
+                values.release(i)
                 return p * (dp - _over_columns(row_delta, p))
 
             def start_sum(i, ds, acc):
-                plgpu.wgmma(acc, _left_operand(ds, staging, wg, 0), k_s.at[_slot(tile, i)])
+                plgpu.wgmma(acc, _left_operand(ds, staging, wg, 0), k_s.at[keys.slot(i)])
 
             products = plgpu.ACC((_ROWS, block)), plgpu.ACC((_ROWS, block))
 
@@ -491,7 +571,7 @@ def _backward_queries(q, k, v, d_out, lse, delta, lo, hi, block, interpret):
                         start_sum(i - 1, ds, acc)
                         ds_next = lax.optimization_barrier(finish(i, scores, dp, 1))
                         plgpu.wgmma_wait(0)
-                        plgpu.barrier_arrive(keys.free.at[_slot(tile, i - 1)])
+                        keys.release(i - 1)
                         return lax.optimization_barrier(ds_next).astype(q.dtype)
 
                     return pl.run_scoped(overlap, *products)
@@ -501,76 +581,72 @@ def _backward_queries(q, k, v, d_out, lse, delta, lo, hi, block, interpret):
                 return acc[...]
 
             dq = pl.run_scoped(gradient, plgpu.ACC((_ROWS, _HEAD_DIM)))
-            plgpu.barrier_arrive(keys.free.at[_slot(tile, own.end - 1)])
-            _pass_over(tile, own.end, tile.end, keys, values)
+            keys.release(own.end - 1)
+            _pass_over(own.end, tile.end, keys, values)
 
             q_s.at[wg][...] = (dq * _SCALE).astype(q.dtype)
-            plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(q_s.at[wg], dq_g.at[b, rows, h])
-            plgpu.wait_smem_to_gmem(0)
+            _store((q_s.at[wg], dq_g.at[b, rows, h]))
+
+        _roles(plan, wg, lambda: _load(plan, keys, values), consume)
 
     return _launch(
         "attention_backward_queries",
+        plan,
         kernel,
         (q, k, v, d_out, lse, delta, lo, hi),
         jax.ShapeDtypeStruct(q.shape, q.dtype),
         (
-            _matrices(_CONSUMERS, _ROWS),
-            _matrices(_CONSUMERS, _ROWS),
-            _vectors(_CONSUMERS, _ROWS),
-            _vectors(_CONSUMERS, _ROWS),
-            plgpu.Barrier(num_barriers=_CONSUMERS, num_arrivals=4),
-            _ring(_matrices(_SLOTS, block)),
-            _ring(_matrices(_SLOTS, block)),
-            _staging(1, block, interpret),
+            _matrices(plan.consumers, _ROWS),
+            _matrices(plan.consumers, _ROWS),
+            _vectors(plan.consumers, _ROWS),
+            _vectors(plan.consumers, _ROWS),
+            plgpu.Barrier(num_barriers=plan.consumers, num_arrivals=4),
+            _ring(plan, _matrices(plan.slots, block)),
+            _ring(plan, _matrices(plan.slots, block)),
+            _staging(plan, 1, block, interpret),
         ),
         interpret,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("block", "interpret"))
-def _backward_keys(q, k, v, d_out, lse, delta, lo, hi, block, interpret):
+@functools.partial(jax.jit, static_argnames=("plan", "interpret"))
+def _backward_keys(q, k, v, d_out, lse, delta, lo, hi, plan, interpret):
     """dK and dV, a tile of keys at a time: its rows are keys, its columns queries; lse in units of log 2."""
+    block = plan.block
 
     def kernel(
         q_g, k_g, v_g, do_g, lse_g, delta_g, lo_g, hi_g, dk_g, dv_g,
-        k_s, v_s, loaded, queries, cotangents, staging,
+        k_s, v_s, loaded, query_ring, cotangent_ring, staging,
     ):  # fmt: skip
         b, h, t, wg = _place()
-        tile = _walk(lo_g, hi_g, b, t * _TILE, _TILE, block)
+        tile = _walk(lo_g, hi_g, b, t * plan.tile, plan.tile, block)
+        queries = _Stream(
+            query_ring, tile, block, lambda rows: (q_g.at[b, rows, h], lse_g.at[b, h, rows])
+        )
+        cotangents = _Stream(
+            cotangent_ring, tile, block, lambda rows: (do_g.at[b, rows, h], delta_g.at[b, h, rows])
+        )
 
-        @pl.when(wg == _CONSUMERS)
-        def _():
-            _produce(
-                tile,
-                block,
-                (queries, lambda rows: (q_g.at[b, rows, h], lse_g.at[b, h, rows])),
-                (cotangents, lambda rows: (do_g.at[b, rows, h], delta_g.at[b, h, rows])),
-            )
-
-        @pl.when(wg < _CONSUMERS)
-        def _():
-            plgpu.set_max_registers(232, action="increase")
-            start = t * _TILE + wg * _ROWS
+        def consume():
+            start = t * plan.tile + wg * _ROWS
             rows = pl.ds(start, _ROWS)
             own = _walk(lo_g, hi_g, b, start, _ROWS, block)
-            (q_s, lse_s), (do_s, delta_s) = queries.buffers, cotangents.buffers
+            (q_s, lse_s), (do_s, delta_s) = query_ring.buffers, cotangent_ring.buffers
             plgpu.copy_gmem_to_smem(k_g.at[b, rows, h], k_s.at[wg], loaded.at[wg])
             plgpu.copy_gmem_to_smem(v_g.at[b, rows, h], v_s.at[wg], loaded.at[wg])
             row_lo, row_hi = _row_ranges(lo_g, hi_g, b, rows)
             plgpu.barrier_wait(loaded.at[wg])
-            _pass_over(tile, tile.first, own.first, queries, cotangents)
+            _pass_over(tile.first, own.first, queries, cotangents)
 
             def start_products(i, scores, dp):
-                s = _slot(tile, i)
-                plgpu.barrier_wait(queries.full.at[s])
-                plgpu.wgmma(scores, k_s.at[wg], q_s.at[s].T)
-                plgpu.barrier_wait(cotangents.full.at[s])
-                plgpu.wgmma(dp, v_s.at[wg], do_s.at[s].T)
+                queries.wait(i)
+                plgpu.wgmma(scores, k_s.at[wg], q_s.at[queries.slot(i)].T)
+                cotangents.wait(i)
+                plgpu.wgmma(dp, v_s.at[wg], do_s.at[cotangents.slot(i)].T)
 
             def finish(i, scores, dp, later):
                 """P and dS, both transposed [R, K], of block i, with `later` products issued after its own."""
-                s = _slot(tile, i)
+                s = queries.slot(i)
                 column_lse = plgpu.load(lse_s.at[s], layout=_PER_COLUMN)
                 column_delta = plgpu.load(delta_s.at[s], layout=_PER_COLUMN)
                 x = plgpu.wgmma_accumulator_load(scores, wait_n=later + 1)
@@ -580,13 +656,13 @@ def _backward_keys(q, k, v, d_out, lse, delta, lo, hi, block, interpret):
                 return p, p * (dp - _over_rows(column_delta, p))
 
             def start_sums(i, p, ds, dk_acc, dv_acc):
-                s = _slot(tile, i)
+                s = queries.slot(i)
                 plgpu.wgmma(dv_acc, _left_operand(p, staging, wg, 0), do_s.at[s])
                 plgpu.wgmma(dk_acc, _left_operand(ds, staging, wg, 1), q_s.at[s])
 
-            def free(i):
-                for ring in (queries, cotangents):
-                    plgpu.barrier_arrive(ring.free.at[_slot(tile, i)])
+            def release(i):
+                queries.release(i)
+                cotangents.release(i)
 
             def rounded(*matrices):
                 return tuple(x.astype(q.dtype) for x in matrices)
@@ -604,7 +680,7 @@ def _backward_keys(q, k, v, d_out, lse, delta, lo, hi, block, interpret):
                         start_sums(i - 1, *p_ds, *sums)
                         p_ds_next = lax.optimization_barrier(finish(i, scores, dp, 2))
                         plgpu.wgmma_wait(0)
-                        free(i - 1)
+                        release(i - 1)
                         return rounded(*lax.optimization_barrier(p_ds_next))
 
                     return pl.run_scoped(overlap, *products)
@@ -615,28 +691,28 @@ def _backward_keys(q, k, v, d_out, lse, delta, lo, hi, block, interpret):
 
             sums = plgpu.ACC((_ROWS, _HEAD_DIM)), plgpu.ACC((_ROWS, _HEAD_DIM))
             dk, dv = pl.run_scoped(gradients, *sums)
-            free(own.end - 1)
-            _pass_over(tile, own.end, tile.end, queries, cotangents)
+            release(own.end - 1)
+            _pass_over(own.end, tile.end, queries, cotangents)
 
             k_s.at[wg][...] = (dk * _SCALE).astype(q.dtype)
             v_s.at[wg][...] = dv.astype(q.dtype)
-            plgpu.commit_smem()
-            plgpu.copy_smem_to_gmem(k_s.at[wg], dk_g.at[b, rows, h])
-            plgpu.copy_smem_to_gmem(v_s.at[wg], dv_g.at[b, rows, h])
-            plgpu.wait_smem_to_gmem(0)
+            _store((k_s.at[wg], dk_g.at[b, rows, h]), (v_s.at[wg], dv_g.at[b, rows, h]))
+
+        _roles(plan, wg, lambda: _load(plan, queries, cotangents), consume)
 
     return _launch(
         "attention_backward_keys",
+        plan,
         kernel,
         (q, k, v, d_out, lse, delta, lo, hi),
         (jax.ShapeDtypeStruct(k.shape, k.dtype), jax.ShapeDtypeStruct(v.shape, v.dtype)),
         (
-            _matrices(_CONSUMERS, _ROWS),
-            _matrices(_CONSUMERS, _ROWS),
-            plgpu.Barrier(num_barriers=_CONSUMERS, num_arrivals=2),
-            _ring(_matrices(_SLOTS, block), _vectors(_SLOTS, block)),
-            _ring(_matrices(_SLOTS, block), _vectors(_SLOTS, block)),
-            _staging(2, block, interpret),
+            _matrices(plan.consumers, _ROWS),
+            _matrices(plan.consumers, _ROWS),
+            plgpu.Barrier(num_barriers=plan.consumers, num_arrivals=2),
+            _ring(plan, _matrices(plan.slots, block), _vectors(plan.slots, block)),
+            _ring(plan, _matrices(plan.slots, block), _vectors(plan.slots, block)),
+            _staging(plan, 2, block, interpret),
         ),
         interpret,
     )
