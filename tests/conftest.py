@@ -6,6 +6,20 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import pytest
 
 # Meshes of up to eight devices in this process; not by XLA_FLAGS, which the programs that tests start would inherit.
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def each_platforms_code(request, monkeypatch):
+    """Runs a test once more with what `jax.lax.platform_dependent` would take on a GPU; it all runs on a CPU, too."""
+
+    def choose(*arguments, default=None, **functions):
+        return functions.get(request.param, default)(*arguments)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+    jax.clear_caches()
+    yield request.param
+    jax.clear_caches()

@@ -77,6 +77,12 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=64)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--implementations",
+        nargs="+",
+        metavar="NAME",
+        help='as the table names them, such as "jax.nn cudnn" (default: all that are installed)',
+    )
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
 
@@ -94,7 +100,7 @@ def main() -> None:
         )
         print(f"  {'':22} {'forward':>24} {'forward + backward':>24} {'backward':>20}")
         record = dataclasses.asdict(case) | {"implementation": name, "errors": errors, "times": {}}
-        for label, seconds in measure(case, shape, dtype, arguments.repeats):
+        for label, seconds in measure(case, shape, dtype, arguments):
             record["times"][label] = seconds
             print(f"  {label:22} " + describe(seconds, shape, case.pairs(), peak), flush=True)
         results.append(record)
@@ -178,10 +184,13 @@ def check(case: Case, heads: int, head_dim: int, dtype) -> list[float]:
     return errors
 
 
-def measure(case: Case, shape, dtype, repeats: int):
+def measure(case: Case, shape, dtype, arguments):
     """Yields (implementation, (seconds forward, seconds forward and backward) or why it cannot be timed)."""
     inputs = arrays(shape, dtype)
+    wanted, repeats = arguments.implementations, arguments.repeats
     for label, function in jax_implementations(case):
+        if wanted and label not in wanted:
+            continue
         try:
             both = functools.partial(value_and_gradients, function)
             yield (
@@ -196,7 +205,7 @@ def measure(case: Case, shape, dtype, repeats: int):
                 raise
             yield label, f"- ({type(error).__name__}: {str(error).splitlines()[0][:90]})"
     del inputs
-    yield from torch_implementations(case, shape, dtype, repeats)
+    yield from torch_implementations(case, shape, dtype, repeats, wanted)
 
 
 def jax_implementations(case: Case):
@@ -227,7 +236,11 @@ def jax_implementations(case: Case):
         )
 
 
-def torch_implementations(case: Case, shape, dtype, repeats: int):
+def torch_implementations(case: Case, shape, dtype, repeats: int, wanted: list[str] | None):
+    names = ["torch SDPA", "torch FlexAttention"]
+    names = [name for name in names if not wanted or name in wanted]
+    if not names:
+        return
     try:
         import torch
     except ImportError:
@@ -257,7 +270,7 @@ def torch_implementations(case: Case, shape, dtype, repeats: int):
         return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
     functions = {"torch SDPA": sdpa}
-    if cuda:
+    if cuda and "torch FlexAttention" in names:
         blocks = flex.create_block_mask(seen, None, None, length, length, device=device)
         compiled = torch.compile(flex.flex_attention)
         functions["torch FlexAttention"] = functools.partial(compiled, block_mask=blocks)
@@ -276,7 +289,8 @@ def torch_implementations(case: Case, shape, dtype, repeats: int):
             times.append((time.perf_counter() - start) / CALLS)
         return statistics.median(times)
 
-    for label, function in functions.items():
+    for label in [name for name in names if name in functions]:
+        function = functions[label]
 
         def both(function=function):
             leaves = [x.detach().requires_grad_() for x in (q, k, v)]

@@ -48,8 +48,9 @@ def _layer_norm(eps, dtype, x, weight):
 
 def _layer_norm_fwd(eps, dtype, x, weight):
     wide = x.astype(jnp.float32)
+    # Both sums in one pass over x. The difference is exact enough while the mean is not far above the deviation.
     mean = wide.mean(axis=-1, keepdims=True)
-    variance = jnp.square(wide - mean).mean(axis=-1, keepdims=True)
+    variance = jnp.square(wide).mean(axis=-1, keepdims=True) - jnp.square(mean)
     inverse = jax.lax.rsqrt(variance + eps)
     return ((wide - mean) * inverse * weight).astype(dtype), (x, weight, mean, inverse)
 
@@ -101,11 +102,39 @@ def _geglu_fwd(x):
 
 
 def _geglu_bwd(x, gradient):
+    return (
+        jax.lax.platform_dependent(
+            x, gradient, cuda=_geglu_bwd_by_index, default=_geglu_bwd_halves
+        ),
+    )
+
+
+def _geglu_bwd_halves(x, gradient):
     first, second = (x[..., i, :].astype(jnp.float32) for i in (0, 1))
     gradient, cdf = gradient.astype(jnp.float32), _normal_cdf(first)
     density = jnp.exp(-0.5 * jnp.square(first)) * (1 / math.sqrt(2 * math.pi))
     d_first = gradient * second * (cdf + first * density)
-    return (jnp.stack([d_first, gradient * first * cdf], axis=-2).astype(x.dtype),)
+    return jnp.stack([d_first, gradient * first * cdf], axis=-2).astype(x.dtype)
+
+
+def _geglu_bwd_by_index(x, gradient):
+    """On a GPU this waits for arithmetic, not for memory: so it is one loop, with half the operations of XLA's erf.
+
+    erfc(z) = P(t) exp(-z^2) with t = 1 / (1 + 0.3275911 z) for z >= 0, to 1.5e-7: Abramowitz and Stegun 7.1.26. The
+    density needs the same exponential.
+    """
+    wide = x.astype(jnp.float32)
+    other = jax.lax.rev(wide, (x.ndim - 2,))
+    is_first = jnp.arange(2)[:, None] == 0
+    first, second = jnp.where(is_first, wide, other), jnp.where(is_first, other, wide)
+    exponential = jnp.exp(-0.5 * jnp.square(first))
+    t = 1 / (1 + (0.3275911 * math.sqrt(0.5)) * jnp.abs(first))
+    coefficients = (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
+    tail = 0.5 * exponential * t * functools.reduce(lambda p, c: p * t + c, coefficients)
+    cdf = jnp.where(first > 0, 1 - tail, tail)
+    density = exponential * (1 / math.sqrt(2 * math.pi))
+    slope = jnp.where(is_first, second * (cdf + first * density), first * cdf)
+    return (gradient.astype(jnp.float32)[..., None, :] * slope).astype(x.dtype)
 
 
 def _normal_cdf(x):

@@ -39,7 +39,17 @@ rotated.defvjp(lambda qkv, table: (rotated(qkv, table), table), _rotated_bwd)
 
 def apply_rope(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotates x [B, L, H, head_dim] in float32; returns x's dtype."""
-    cos, sin = table
+    return jax.lax.platform_dependent(x, *table, cuda=_rotate_by_index, default=_rotate_halves)
+
+
+def _rotate_halves(x, cos, sin):
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)
+
+
+def _rotate_by_index(x, cos, sin):
+    """On a GPU swapping the halves is an index of one loop, where a concatenation splits it; TPUs move data for it."""
+    halves = x.reshape(*x.shape[:-1], 2, x.shape[-1] // 2).astype(jnp.float32)
+    turned = jax.lax.rev(halves, (halves.ndim - 2,)) * jnp.stack([-sin, sin], axis=-2)
+    return (halves * cos[..., None, :] + turned).reshape(x.shape).astype(x.dtype)

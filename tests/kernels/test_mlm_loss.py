@@ -10,6 +10,8 @@ from mmbert_jax.kernels.mlm_loss import chunk_count, token_losses
 
 N, D, V = 50, 24, 360
 
+pytestmark = pytest.mark.usefixtures("each_platforms_code")
+
 
 @pytest.fixture
 def problem():

@@ -10,6 +10,7 @@ from flax import nnx
 from mmbert_jax.model.encoder import dropout, geglu, layer_norm
 from mmbert_jax.model.rope import rope_table, rotated
 
+pytestmark = pytest.mark.usefixtures("each_platforms_code")
 RNG = np.random.default_rng(0)
 
 
