@@ -14,16 +14,15 @@ CALLS = 10
 def time_of(function: Callable, inputs: tuple, repeats: int) -> float:
     """Median seconds of one call of a jittable function; every call waits for the one before."""
 
-    def call(_, carry):
-        inputs, used = carry
-        # One number of every result is used, and only behind the barrier: no call can be dropped or cut down.
-        inputs, results = jax.lax.optimization_barrier((inputs, function(*inputs)))
-        return inputs, used + sum(
-            x.ravel()[0].astype(jnp.float32) for x in jax.tree.leaves(results)
-        )
+    function = jax.jit(function)  # so that it is traced and lowered once, not once a call
 
     def calls(*inputs):
-        return jax.lax.fori_loop(0, CALLS, call, (inputs, jnp.float32(0)))[1]
+        used = jnp.float32(0)
+        for _ in range(CALLS):
+            # One number of every result is used, and only behind the barrier: no call can be dropped or cut down.
+            inputs, results = jax.lax.optimization_barrier((inputs, function(*inputs)))
+            used += sum(x.ravel()[0].astype(jnp.float32) for x in jax.tree.leaves(results))
+        return used
 
     compiled = jax.jit(calls).lower(*inputs).compile()
     jax.block_until_ready(compiled(*inputs))
