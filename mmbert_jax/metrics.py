@@ -1,6 +1,7 @@
 """What a run says of itself: one JSON object a line, TensorBoard events, and a line worth reading in the terminal."""
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,8 +26,12 @@ class MetricsWriter:
         self._events = SummaryWriter(str(run), purge_step=step + 1)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Writes one record; `step` is required, and every number in it becomes a TensorBoard scalar."""
-        self._lines.write(json.dumps(record) + "\n")
+        """Writes one record; `step` is required, and every number in it becomes a TensorBoard scalar.
+
+        A number that is not finite, such as the loss of a skipped step, becomes null in JSON, which has no other word
+        for it.
+        """
+        self._lines.write(_line(record))
         self._lines.flush()
         for name, value in _scalars(record):
             if name not in ("step", "tokens"):
@@ -38,7 +43,7 @@ class MetricsWriter:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All records of a run, oldest first; a last line that is only half written is left out.
+    """All records of a run, oldest first; a last line that is only half written is left out. null is read as nan.
 
     Raises:
       UserError: no metrics there.
@@ -81,18 +86,34 @@ def duration(seconds: float) -> str:
 def _keep_lines_until(path: Path, step: int) -> None:
     if not path.exists():
         return
-    kept = [json.dumps(record) + "\n" for record in _records(path) if record["step"] <= step]
+    kept = [_line(record) for record in _records(path) if record["step"] <= step]
     partial = path.with_suffix(".partial")
     partial.write_text("".join(kept))
     os.replace(partial, path)
 
 
+def _line(record: Mapping[str, Any]) -> str:
+    def null(x):
+        return None if isinstance(x, float) and not math.isfinite(x) else x
+
+    return json.dumps(_each(record, null), allow_nan=False) + "\n"
+
+
+def _each(record, function):
+    """The record with `function` applied to every value that is not a record itself."""
+    return {
+        name: _each(x, function) if isinstance(x, Mapping) else function(x)
+        for name, x in record.items()
+    }
+
+
 def _records(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text().splitlines():
         try:
-            yield json.loads(line)
+            record = json.loads(line)
         except json.JSONDecodeError:
             return  # the line that was being written when the process was killed
+        yield _each(record, lambda x: math.nan if x is None else x)
 
 
 def _scalars(record: Mapping[str, Any], prefix: str = ""):

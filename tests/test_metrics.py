@@ -114,11 +114,19 @@ def test_a_resumed_run_drops_what_it_does_again(run):
     assert (2, "loss", 5.0) in scalars(events)
 
 
-def test_not_a_number_is_written_and_read(tmp_path):
+def test_what_is_not_finite_is_null_and_read_as_nan(tmp_path):
+    """JSON has no NaN: browsers and jq stumble over what Python writes for it."""
+    held_out = {"eng": {"loss": math.inf, "targets": 7}}
     writer = MetricsWriter(tmp_path, 0)
-    writer.write({"step": 1, "tokens": 1, "loss": math.nan})
+    writer.write({"step": 1, "tokens": 1, "loss": math.nan, "held_out": held_out})
     writer.close()
-    assert math.isnan(read_metrics(tmp_path)[0]["loss"])
+    MetricsWriter(tmp_path, 1).close()  # a resumed run writes the lines again
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(line, parse_constant=pytest.fail)["loss"] is None
+    assert json.loads(line)["held_out"]["eng"] == {"loss": None, "targets": 7}
+    (record,) = read_metrics(tmp_path)
+    assert math.isnan(record["loss"])
+    assert math.isnan(record["held_out"]["eng"]["loss"])
 
 
 def test_a_half_written_last_line_is_left_out(run):
