@@ -76,7 +76,7 @@ class _Plans(NamedTuple):
 
 
 def _plans(window, length):
-    """Measured on an H200, see docs/benchmarks/attention.md; blocks of 128 spill registers in the backward pass."""
+    """Measured on an H200, see docs/benchmarks/gpu.md; blocks of 128 spill registers in the backward pass."""
     if window is not None and window <= _TILE:
         return _Plans(forward=_SINGLE, dq=_SINGLE, dkv=_SINGLE)
     if length <= 2048:
