@@ -218,25 +218,26 @@ def test_text_files_with_invalid_utf8_are_named(tmp_path):
         read(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("a.jsonl.gz", gzip.compress(jsonl(RECORDS * 50))[:-20]),
-        ("a.jsonl.gz", gzip.compress(jsonl())[:-1]),
-        ("a.jsonl.gz", gzip.compress(jsonl())[:5]),
-        ("a.jsonl.gz", jsonl()),
-        ("a.jsonl.gz", gzip.compress(jsonl()) + b"more"),
-        ("a.jsonl.gz", gzip.compress(jsonl())[:-8] + bytes(8)),  # its checksum
-        ("a.jsonl.gz", b""),
-        ("a.jsonl.zst", zstd(jsonl(RECORDS * 50))[:-20]),
-        ("a.jsonl.zst", zstd(jsonl())[:-1]),
-        ("a.jsonl.zst", zstd(jsonl())[:3]),
-        ("a.jsonl.zst", zstd(jsonl()) + zstd(jsonl())[:-1]),
-        ("a.jsonl.zst", jsonl()),
-        ("a.jsonl.zst", zstd(jsonl()) + b"more"),
-        ("a.jsonl.zst", b""),
-    ],
-)
+DAMAGED = {
+    "cut": ("a.jsonl.gz", gzip.compress(jsonl(RECORDS * 50))[:-20]),
+    "last byte lost": ("a.jsonl.gz", gzip.compress(jsonl())[:-1]),
+    "header cut": ("a.jsonl.gz", gzip.compress(jsonl())[:5]),
+    "not compressed": ("a.jsonl.gz", jsonl()),
+    "more behind": ("a.jsonl.gz", gzip.compress(jsonl()) + b"more"),
+    "checksum": ("a.jsonl.gz", gzip.compress(jsonl())[:-8] + bytes(8)),
+    "empty": ("a.jsonl.gz", b""),
+    "zst, cut": ("a.jsonl.zst", zstd(jsonl(RECORDS * 50))[:-20]),
+    "zst, last byte lost": ("a.jsonl.zst", zstd(jsonl())[:-1]),
+    "zst, header cut": ("a.jsonl.zst", zstd(jsonl())[:3]),
+    "zst, second frame cut": ("a.jsonl.zst", zstd(jsonl()) + zstd(jsonl())[:-1]),
+    "zst, not compressed": ("a.jsonl.zst", jsonl()),
+    "zst, more behind": ("a.jsonl.zst", zstd(jsonl()) + b"more"),
+    "zst, empty": ("a.jsonl.zst", b""),
+}
+
+
+# Named, since gzip writes the time into what would be the ids, and the workers compare theirs.
+@pytest.mark.parametrize(("name", "content"), DAMAGED.values(), ids=DAMAGED)
 def test_damaged_compressed_files_are_named(tmp_path, name, content):
     file = write(tmp_path / name, content)
     with pytest.raises(UserError) as caught:
