@@ -4,7 +4,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 
 @contextlib.contextmanager
@@ -27,3 +27,17 @@ def deadline(seconds: float, message: str, status: int) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def watched[Item](
+    items: Iterable[Item], seconds: float, message: str, status: int
+) -> Iterator[Item]:
+    """The items; one that takes longer than `seconds` to come ends the process, see `deadline`."""
+    iterator = iter(items)
+    while True:
+        with deadline(seconds, message, status):
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+        yield item

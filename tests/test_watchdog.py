@@ -9,9 +9,11 @@ from data.tiny_corpus import write_corpus
 from tiny import tiny_config
 
 from mmbert_jax.data.pipeline import open_data
+from mmbert_jax.evaluate.heldout import evaluate
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.processes import RESTART
 from mmbert_jax.train import read_batches
+from mmbert_jax.watchdog import watched
 
 WAIT = """
 import sys, time
@@ -30,22 +32,46 @@ def test_it_ends_the_program_with_a_message():
         assert ended.stderr == ("error: 60.0 s are too long\n" if status else "")
 
 
-def test_a_stalled_input_ends_the_run(tmp_path, monkeypatch, capsys):
-    corpus = write_corpus(tmp_path / "corpus", {"eng": 64}, row_length=64)
-    config = tiny_config(data__corpus=str(corpus), data__stall_minutes=0.005)
-    data, ended = open_data(config.data, 64, 0), threading.Event()
-    statuses = []
+@pytest.fixture
+def hanging(monkeypatch):
+    """A generator function that never yields, and the list of statuses with which it made the program end."""
+    ended, statuses = threading.Event(), []
 
     def hangs(*args):
         assert ended.wait(30)
         raise EOFError("the program would be no more")
         yield
 
-    monkeypatch.setattr("mmbert_jax.train.microbatches", hangs)
     monkeypatch.setattr("os._exit", lambda status: (statuses.append(status), ended.set()))
+    return hangs, statuses
+
+
+def test_a_stalled_input_ends_the_run(tmp_path, monkeypatch, capsys, hanging):
+    corpus = write_corpus(tmp_path / "corpus", {"eng": 64}, row_length=64)
+    config = tiny_config(data__corpus=str(corpus), data__stall_minutes=0.005)
+    data = open_data(config.data, 64, 0)
+    hangs, statuses = hanging
+    monkeypatch.setattr("mmbert_jax.train.microbatches", hangs)
     with pytest.raises(EOFError):
         next(read_batches(config, data, make_mesh({"data": 8, "fsdp": 1, "tensor": 1}), 0, 64))
     assert statuses == [RESTART]
     assert (
         "no batch came within 0.005 minutes (config.data.stall_minutes)" in capsys.readouterr().err
     )
+
+
+def test_held_out_rows_that_stall_end_the_run(monkeypatch, capsys, hanging):
+    config = tiny_config(data__corpus="there", data__stall_minutes=0.005)
+    hangs, statuses = hanging
+    monkeypatch.setattr("mmbert_jax.evaluate.heldout.held_out_batches", hangs)
+    with pytest.raises(EOFError):
+        evaluate(config, make_mesh({"data": 8, "fsdp": 1, "tensor": 1}))({})
+    assert statuses == [RESTART]
+    message = (
+        "no held-out batch came within 0.005 minutes (config.data.stall_minutes): what holds there"
+    )
+    assert message in capsys.readouterr().err
+
+
+def test_items_that_come_in_time_pass():
+    assert list(watched(iter("abc"), 30, "too long", 7)) == ["a", "b", "c"]

@@ -20,8 +20,10 @@ from mmbert_jax.data.pipeline import held_out_batches
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.parallel.mesh import make_mesh
+from mmbert_jax.parallel.processes import RESTART
 from mmbert_jax.parallel.sharding import local_rows, param_shardings, put_rows
 from mmbert_jax.step import make_eval_step
+from mmbert_jax.watchdog import watched
 
 # language -> {"loss", "accuracy", "targets"}
 Results = dict[str, dict[str, float]]
@@ -38,9 +40,15 @@ def evaluate(config: ConfigDict, mesh: Mesh) -> Callable[[Any], Results]:
     )
     rows = config.eval.batch_rows
     local_rows(mesh, rows, "config.eval.batch_rows")
+    minutes = config.data.stall_minutes
+    stalled = (
+        f"no held-out batch came within {minutes} minutes (config.data.stall_minutes): what holds {config.data.corpus}"
+        " does not answer. The same command, run again, goes on from the newest checkpoint"
+    )
 
     def run(params) -> Results:
         batches = held_out_batches(config.data, rows, config.eval.rows_per_language)
+        batches = watched(batches, 60 * minutes, stalled, RESTART)
         return held_out_losses(eval_step, params, batches, rows, mesh)
 
     return run
