@@ -1,9 +1,19 @@
 """What all tests run under."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Before jax is imported; a machine with an accelerator runs its own tests with JAX_PLATFORMS set.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The tests compile more than they compute. LLVM does less work for them, and what one process has compiled, here or in
+# the programs that tests start, the others take from it.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _compiled = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+    atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import pytest

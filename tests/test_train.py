@@ -60,13 +60,8 @@ def command(corpus, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    cache = tmp_path_factory.mktemp("compilation_cache")
-    return os.environ | {
-        "JAX_NUM_CPU_DEVICES": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+def environment():
+    return os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
 
 
 def run(command, workdir, environment, *extra):

@@ -1,14 +1,8 @@
 """tools/compile_ahead.py on a slice that is not there, with a model small enough to compile in seconds."""
 
 import json
-import os
-import subprocess
-from pathlib import Path
 
-import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-PYTHON = ROOT / ".venv-aot/bin/python"
+from other_machines import run_for_other_machines
 
 # A global and a local layer of 2 heads of 64; two microbatches of a row a chip.
 TINY = {
@@ -28,21 +22,10 @@ TINY = {
 
 
 def compile_ahead(*arguments, **overrides):
-    if not PYTHON.exists():
-        pytest.skip(
-            "no compilers for other machines here; get them by: bash tools/setup_env.sh aot"
-        )
     fields = {**TINY, **{name.replace("__", "."): value for name, value in overrides.items()}}
-    command = [PYTHON, ROOT / "tools/compile_ahead.py", "--config", "configs/phase1.py", *arguments]
-    return subprocess.run(
-        [*command, *(f"--config.{name}={value}" for name, value in fields.items())],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-        timeout=300,
-        check=False,
-    )
+    command = ["tools/compile_ahead.py", "--config", "configs/phase1.py", *arguments]
+    overridden = (f"--config.{name}={value}" for name, value in fields.items())
+    return run_for_other_machines(*command, *overridden, timeout=300)
 
 
 def test_the_plan_of_a_step(tmp_path):

@@ -1,34 +1,19 @@
 """The Hopper kernels compile for an H100 without one, and ptxas keeps all their values in registers."""
 
-import os
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
+from other_machines import run_for_other_machines
 
-ROOT = Path(__file__).resolve().parents[2]
-PYTHON = ROOT / ".venv-aot/bin/python"
 KERNELS = ("attention_forward", "attention_backward_queries", "attention_backward_keys")
 
 
 @pytest.fixture(scope="module")
 def report():
     """What compile_hopper.py and ptxas print, by the case that it is about."""
-    if not PYTHON.exists():
-        pytest.skip(
-            "no compilers for other machines here; get them by: bash tools/setup_env.sh aot"
-        )
     script = Path(__file__).with_name("compile_hopper.py")
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "MOSAIC_GPU_DUMP_PTXAS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    done = subprocess.run(
-        [PYTHON, script], capture_output=True, text=True, env=environment, timeout=900, check=False
-    )
+    done = run_for_other_machines(script, timeout=900, MOSAIC_GPU_DUMP_PTXAS="1")
     assert done.returncode == 0, done.stderr
     cases = re.split(r"^== (.*)\n", done.stdout, flags=re.MULTILINE)[1:]
     return dict(zip(cases[::2], cases[1::2], strict=True))

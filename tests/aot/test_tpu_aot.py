@@ -1,36 +1,17 @@
 """The TPU kernels compile for chips that are not there, and take no more memory and traffic than they should."""
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-PYTHON = ROOT / ".venv-aot/bin/python"
+from other_machines import run_for_other_machines
 
 
 @pytest.fixture(scope="module")
 def reports():
     """What compile_tpu.py prints, by chip, row length and window."""
-    if not PYTHON.exists():
-        pytest.skip(
-            "no compilers for other machines here; get them by: bash tools/setup_env.sh aot"
-        )
     script = Path(__file__).with_name("compile_tpu.py")
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
-        # libtpu asks no metadata server which machine this is.
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-    }
-    done = subprocess.run(
-        [PYTHON, script], capture_output=True, text=True, env=environment, timeout=900, check=False
-    )
+    done = run_for_other_machines(script, timeout=900)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return {(x["chip"], x["length"], x["window"]): x for x in lines}
