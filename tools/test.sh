@@ -5,8 +5,12 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 bash tools/setup_env.sh demo hf test || exit 1
-bash tools/setup_peers.sh || exit 1
-bash tools/setup_env.sh aot || exit 1
+bash tools/setup_peers.sh &
+peers=$!
+bash tools/setup_env.sh aot
+aot=$?
+wait $peers || exit 1
+[ $aot = 0 ] || exit 1
 .venv/bin/ruff check . && .venv/bin/ruff format --check .
 style=$?
 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
