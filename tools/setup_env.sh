@@ -68,6 +68,5 @@ case ",$list," in
 esac
 echo "Installing mmbert_jax${list:+[$list]} into $venv ($size; minutes, once)"
 rm -f "$stamp"
-# Python compiles what it imports; compiling all that is installed takes longer than copying it.
-$venv/bin/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".${list:+[$list]}"
+$venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".${list:+[$list]}"
 { echo "$wanted"; echo "$extras"; } >"$stamp"

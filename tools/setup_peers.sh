@@ -49,7 +49,7 @@ for name in "$@"; do
     fi
     echo "Installing $list into $folder"
     rm -rf "$folder"
-    "$python" -m pip install --quiet --no-compile --no-deps --target "$folder/site-packages" $list
+    "$python" -m pip install --quiet --no-deps --target "$folder/site-packages" $list
     # A level deeper, since dill takes modules for somebody's own unless `site-packages` is in their path: it would store
     # them by value, which fails for pyarrow's. Python runs this file at start-up where the folder is on the path.
     echo 'import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "site-packages"))' \
