@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mmbert_jax.checksums import damage, write_sums
+from mmbert_jax.checksums import announce_sums, awaits_sums, damage, write_sums
 from mmbert_jax.errors import UserError
 from mmbert_jax.parallel.processes import once
 
@@ -45,19 +45,24 @@ def open_manager(run: Path, keep: int) -> ocp.CheckpointManager:
 
 
 def _partial_saves(folder: Path) -> list[Path]:
-    return list(folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"))
+    unsummed = (path for path in folder.glob("*") if path.name.isdigit() and awaits_sums(path))
+    return [*folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"), *unsummed]
 
 
 class _SummedCheckpoint(ocp.path.atomicity.AtomicRenameTemporaryPath):
-    """A folder that takes its final name when its save is complete, and then gets its sums.
+    """A folder that takes its final name when all its files are written, and then gets its sums.
 
-    Orbax removes older checkpoints only afterwards. One that was killed between the two has no sums, so is not used.
+    Orbax writes its last file and renames in one call, so the sums come after it; older checkpoints go only afterwards.
+    A save that is killed between the two leaves the mark of `announce_sums`, and counts as one that was never complete.
     """
 
     async def finalize(self) -> None:
+        folder = Path(self.get_final())
+        if not folder.name.isdigit():  # one of a checkpoint's items
+            return await super().finalize()
+        await asyncio.to_thread(announce_sums, Path(self.get()))
         await super().finalize()
-        if self.get_final().name.isdigit():  # a checkpoint, not one of its items
-            await asyncio.to_thread(write_sums, Path(self.get_final()))
+        await asyncio.to_thread(write_sums, folder)
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Tree, meta: Meta) -> None:
@@ -265,10 +270,9 @@ def _locate(path: str | Path) -> Path:
 
 
 def _steps(folder: Path) -> list[int]:
-    """Steps that have a folder, newest first; orbax's own list leaves out some that are damaged, without a word."""
-    return sorted(
-        (int(path.name) for path in folder.glob("*") if path.name.isdigit()), reverse=True
-    )
+    """Steps whose save was complete, newest first; orbax's list leaves out some that are damaged, without a word."""
+    steps = (path for path in folder.glob("*") if path.name.isdigit() and not awaits_sums(path))
+    return sorted((int(path.name) for path in steps), reverse=True)
 
 
 def _stored(folder: Path) -> Tree:

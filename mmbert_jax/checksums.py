@@ -10,12 +10,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SUMS = "SHA256SUMS"
+_PARTIAL = f".{SUMS}"
+
+
+def announce_sums(folder: Path) -> None:
+    """Marks a checkpoint as one that has no sums yet, so that a killed save does not look like damage."""
+    (folder / _PARTIAL).touch()
+
+
+def awaits_sums(folder: Path) -> bool:
+    """Whether a checkpoint was, or is being, saved without having got its sums."""
+    return (folder / _PARTIAL).exists()
 
 
 def write_sums(folder: Path) -> None:
-    """Writes the sums of a checkpoint of which all else is on the disk."""
+    """Writes the sums of a checkpoint of which all else is on the disk; takes the mark of `announce_sums` away."""
     sums = _sums(folder)
-    partial = folder / f".{SUMS}"
+    partial = folder / _PARTIAL
     with partial.open("w", encoding="utf-8") as file:
         file.writelines(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
         file.flush()

@@ -1,7 +1,9 @@
 """Checkpoints: exact, readable on another mesh, and what happens to leftovers and damage."""
 
 import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -133,6 +135,34 @@ def test_leftovers_of_a_killed_save_are_cleared(run):
     with checkpoint.open_manager(folder, keep=3) as manager:
         assert sorted(manager.all_steps()) == [1, 2]
     assert not leftover.exists()
+
+
+@pytest.mark.parametrize("kept", [[], ["1"]])
+def test_a_save_that_is_killed_before_it_has_sums_was_never_complete(run, kept):
+    """SIGKILL between the folder's final name and its sums: nothing is damaged, and a first save is none."""
+    folder, config, _ = run
+    saved = folder / "checkpoints"
+    for step in {"1", "2"} - set(kept):
+        shutil.rmtree(saved / step)
+    save = f"""
+import os, signal
+import jax, numpy as np
+from pathlib import Path
+from mmbert_jax import checkpoint
+
+checkpoint.write_sums = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
+with checkpoint.open_manager(Path({str(folder)!r}), keep=3) as manager:
+    checkpoint.save(manager, 3, {{"params": {{"w": np.ones(3)}}}}, {{"step": 3}})
+"""
+    assert subprocess.run([sys.executable, "-c", save]).returncode == -signal.SIGKILL
+    assert (saved / "3").is_dir()
+    with pytest.raises(UserError, match="no (complete )?checkpoint at"):
+        checkpoint.restore_params(saved / "3")  # by one that reads while it is written
+    with checkpoint.open_manager(folder, keep=3) as manager:
+        restored = checkpoint.restore_latest(manager, abstract_state(config, mesh_of(1, 1, 1)))
+        assert [str(step) for step in manager.all_steps()] == kept
+    assert (restored[1]["step"] if restored else None) == (1 if kept else None)
+    assert sorted(path.name for path in saved.iterdir()) == kept
 
 
 def test_errors_name_the_place(run, tmp_path):

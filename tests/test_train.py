@@ -88,20 +88,21 @@ def signal_when(command, workdir, environment, condition, number):
 
     It must not end by itself before.
     """
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*command, "--workdir", str(workdir)],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
         text=True,
-    )
-    deadline = time.monotonic() + 120
-    while not condition() and time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended before it could be signalled"
-        time.sleep(0.0005)
-    assert time.monotonic() < deadline
-    process.send_signal(number)
-    output, _ = process.communicate()
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not (held := condition()) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.0005)
+        ended = process.poll()
+        process.send_signal(number if held else signal.SIGKILL)
+        output, _ = process.communicate()
+    assert ended is None, "the run ended before it could be signalled"
+    assert held, "nothing to signal the run for in two minutes"
     return process.returncode, output
 
 
