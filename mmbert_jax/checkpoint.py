@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mmbert_jax.checksums import announce_sums, awaits_sums, damage, write_sums
+from mmbert_jax.checksums import announce_sums, awaits_sums, complete_steps, damage, write_sums
 from mmbert_jax.errors import UserError
 from mmbert_jax.parallel.processes import once
 
@@ -116,7 +116,7 @@ def restore_latest(manager: ocp.CheckpointManager, abstract: Tree) -> tuple[Tree
     Raises:
       UserError: there are checkpoints, and all of them are damaged.
     """
-    steps = _steps(Path(manager.directory))
+    steps = complete_steps(Path(manager.directory))
     newest = once(lambda: next((step for step in steps if _intact(manager, step)), -1))
     manager.reload()  # those set aside are no longer there
     if newest >= 0:
@@ -225,7 +225,7 @@ def list_checkpoints(path: str | Path) -> list[Path]:
     newest = _locate(path)
     if Path(path).absolute().parent == newest.parent:
         return [newest]
-    return [newest.parent / str(step) for step in reversed(_steps(newest.parent))]
+    return [newest.parent / str(step) for step in reversed(complete_steps(newest.parent))]
 
 
 def read_meta(path: str | Path) -> Meta:
@@ -257,7 +257,7 @@ def _locate(path: str | Path) -> Path:
     """The folder of the checkpoint that a checkpoint argument names."""
     path = Path(path).absolute()
     folder = run_folder(path) / "checkpoints"
-    steps = _steps(folder)
+    steps = complete_steps(folder)
     if not steps:
         raise UserError(
             f"no checkpoint at {path}: name a run folder (with checkpoints/) or one checkpoint in it"
@@ -267,12 +267,6 @@ def _locate(path: str | Path) -> Path:
     if path.name not in map(str, steps):
         raise UserError(f"no complete checkpoint at {path}; there are {steps[::-1]}")
     return path
-
-
-def _steps(folder: Path) -> list[int]:
-    """Steps whose save was complete, newest first; orbax's list leaves out some that are damaged, without a word."""
-    steps = (path for path in folder.glob("*") if path.name.isdigit() and not awaits_sums(path))
-    return sorted((int(path.name) for path in steps), reverse=True)
 
 
 def _stored(folder: Path) -> Tree:

@@ -23,6 +23,15 @@ def awaits_sums(folder: Path) -> bool:
     return (folder / _PARTIAL).exists()
 
 
+def complete_steps(folder: Path) -> list[int]:
+    """Steps in a folder of checkpoints whose save was complete, newest first, whether damaged since or not.
+
+    Orbax's own list leaves out some that are damaged, without a word.
+    """
+    steps = (path for path in folder.glob("*") if path.name.isdigit() and not awaits_sums(path))
+    return sorted((int(path.name) for path in steps), reverse=True)
+
+
 def write_sums(folder: Path) -> None:
     """Writes the sums of a checkpoint of which all else is on the disk; takes the mark of `announce_sums` away."""
     sums = _sums(folder)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from mmbert_jax import checkpoint
 from mmbert_jax.checks import check_start, check_tokenizer
-from mmbert_jax.checksums import damage, sha256
+from mmbert_jax.checksums import complete_steps, damage, sha256
 from mmbert_jax.config import check_run, validate
 from mmbert_jax.data.mixture import describe
 from mmbert_jax.data.pipeline import PhaseData, held_out_batches, open_data
@@ -115,10 +115,10 @@ def _held_out(config: ConfigDict) -> tuple[bool, str]:
 def _run(config: ConfigDict, workdir: Path) -> tuple[Path | None, str]:
     check_run(config, workdir)
     folder = workdir / "checkpoints"
-    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    steps = complete_steps(folder)
     if not steps:
         return None, f"{workdir} is free"
-    newest = folder / str(max(steps))
+    newest = folder / str(steps[0])
     if found := damage(newest):
         raise UserError(
             f"the newest checkpoint is damaged: {found}; the one before it would be used"

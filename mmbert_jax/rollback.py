@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbert_jax.checkpoint import list_checkpoints, read_meta
+from mmbert_jax.checksums import complete_steps
 from mmbert_jax.errors import UserError
 
 FILE = "skipped_rows.json"
@@ -60,8 +61,8 @@ def skip_bad_stretch(run: Path, good_step: int, stop: int, rows: int) -> str:
     """
     what = f"steps {good_step + 1} and after, up to row {stop}, had no finite gradients"
     folder = run / "checkpoints"
-    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
-    step = max((step for step in steps if step <= good_step), default=None)
+    steps = complete_steps(folder)
+    step = next((step for step in steps if step <= good_step), None)
     if step is None:
         raise UserError(
             f"{run}: {what}, and there is no checkpoint from before: look at config.optimizer and at the data"
