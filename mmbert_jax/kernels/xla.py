@@ -1,7 +1,7 @@
 """Attention in plain XLA, for every platform: exact, O(L x window) on local layers, memory linear in L on global ones.
 
-Global layers walk over tiles of queries and keys with an online softmax, and skip the tiles that no document of the
-row reaches into (Rabe and Staats 2021, arXiv 2112.05682; Dao et al. 2022, arXiv 2205.14135). Local layers compare each
+Global layers walk over tiles of queries and, from the first key that one of them sees to the last, tiles of keys, with
+an online softmax (Rabe and Staats 2021, arXiv 2112.05682; Dao et al. 2022, arXiv 2205.14135). Local layers compare each
 block of queries with its own keys and those of the two blocks beside it. The backward pass computes scores again from
 the row-wise logarithm of the sum of exponentials (`lse`) that the forward pass left.
 
@@ -14,10 +14,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-# Queries and keys of a tile of a global layer, whose scores (of 12 heads 0.8 MB and 3 MB) should stay in a CPU's cache.
-# A smaller tile sees fewer keys of other documents, and needs more sums of dK and dV.
-_FORWARD_TILE = 128
-_BACKWARD_TILE = 256
+# Queries and keys of a tile of a global layer, whose scores (of 12 heads 3 MB) should stay in a CPU's cache. A smaller
+# tile sees fewer keys of other documents, and needs more sums of outputs and of dK and dV.
+_TILE = 256
 # Local layers: queries in blocks at least this long.
 _LOCAL_BLOCK = 64
 # Blocks of a local layer that a CPU computes at a time, so that their scores stay in the cache too.
@@ -104,7 +103,7 @@ def _tile_gradients(q, k, v, d_out, lse, delta, lo, hi, key_positions):
 def _global_forward(q, k, v, lo, hi):
     """q, k, v [B, L, H, D], lo, hi [B, L] -> out [B, L, H, D], lse [B, H, L]."""
     length = q.shape[1]
-    tile = _tile(length, _FORWARD_TILE)
+    tile = _tile(length)
     q, k, v = (_pad(_heads_first(x), 2, tile) for x in (q, k, v))
     out, lse = _by_row(functools.partial(_row_forward, tile), q, k, v, *_pad_ranges(lo, hi, tile))
     return _heads_first(out)[:, :length], lse[:, :, :length]
@@ -113,16 +112,16 @@ def _global_forward(q, k, v, lo, hi):
 def _global_backward(q, k, v, d_out, lse, delta, lo, hi):
     """Arrays as above, lse and delta [B, H, L] -> gradients [B, L, H, D] in float32."""
     length = q.shape[1]
-    tile = _tile(length, _BACKWARD_TILE)
+    tile = _tile(length)
     arrays = (*map(_heads_first, (q, k, v, d_out)), lse, delta)
     arrays = (_pad(x, 2, tile) for x in arrays)
     gradients = _by_row(functools.partial(_row_backward, tile), *arrays, *_pad_ranges(lo, hi, tile))
     return tuple(_heads_first(x)[:, :length] for x in gradients)
 
 
-def _tile(length, most):
-    """Queries (and keys) of a tile, `most` or less: rows are padded to a multiple of it, which should add little."""
-    return -(-length // (8 * -(-length // most))) * 8
+def _tile(length):
+    """Queries (and keys) of a tile, `_TILE` or less: rows are padded to a multiple of it, which should add little."""
+    return -(-length // (8 * -(-length // _TILE))) * 8
 
 
 def _heads_first(x):
@@ -144,31 +143,39 @@ def _by_row(function, *arrays):
     return jax.lax.platform_dependent(*arrays, cpu=one_by_one, default=function)
 
 
-def _at(x, i, tile, axis=2):
-    """Tile number i of x."""
-    return jax.lax.dynamic_slice_in_dim(x, i * tile, tile, axis)
+def _at(x, first, tile, axis=2):
+    """The tile of x that starts at `first`."""
+    return jax.lax.dynamic_slice_in_dim(x, first, tile, axis)
 
 
-def _put(x, part, i, tile):
-    return jax.lax.dynamic_update_slice_in_dim(x, part, i * tile, 2)
+def _put(x, part, first):
+    return jax.lax.dynamic_update_slice_in_dim(x, part, first, 2)
+
+
+def _with_tile_more(x, tile):
+    """Keys [B, H, L, D] and a tile of zeros: the last tile that queries see may reach beyond the row."""
+    return jnp.pad(x, [(0, 0), (0, 0), (0, tile), (0, 0)])
 
 
 def _over_keys(lo, hi, tile, body, start):
-    """Loop over the tiles of keys that any of these queries [B, Q] sees; both ends of ranges grow along a row."""
-    first, stop = lo[:, 0].min() // tile, -(-hi[:, -1].max() // tile)
-    return jax.lax.fori_loop(first, stop, body, start)
+    """Calls `body` with the start of each tile of keys that these queries [B, Q] see: ranges grow along a row."""
+    first, stop = lo[:, 0].min(), hi[:, -1].max()
+    tiles = (stop - first + tile - 1) // tile
+    return jax.lax.fori_loop(0, tiles, lambda i, carry: body(first + i * tile, carry), start)
 
 
 def _row_forward(tile, q, k, v, lo, hi):
     """q, k, v [B, H, L, D], lo, hi [B, L] -> out [B, H, L, D], lse [B, H, L]; L in whole tiles."""
 
-    def queries(i):
-        q_tile = _at(q, i, tile)
-        seen = [_at(x, i, tile, axis=1) for x in (lo, hi)]
+    k, v = (_with_tile_more(x, tile) for x in (k, v))
+
+    def queries(first):
+        q_tile = _at(q, first, tile)
+        seen = [_at(x, first, tile, axis=1) for x in (lo, hi)]
 
         def keys(j, carry):
             largest, total, weighted = carry
-            scores = _scores(q_tile, _at(k, j, tile), *seen, j * tile + jnp.arange(tile))
+            scores = _scores(q_tile, _at(k, j, tile), *seen, j + jnp.arange(tile))
             new = jnp.maximum(largest, scores.max(axis=-1))
             p = jnp.exp(scores - new[..., None])
             shrink = jnp.exp(largest - new)
@@ -181,35 +188,40 @@ def _row_forward(tile, q, k, v, lo, hi):
         largest, total, weighted = _over_keys(*seen, tile, keys, start)
         return (weighted / total[..., None]).astype(v.dtype), largest + jnp.log(total)
 
-    out, lse = jax.lax.map(queries, jnp.arange(q.shape[2] // tile))  # [L / Q, B, H, Q, ...]
+    out, lse = jax.lax.map(queries, jnp.arange(0, q.shape[2], tile))  # [L / Q, B, H, Q, ...]
     return tuple(jnp.moveaxis(x, 0, 2).reshape(*q.shape[:3], *x.shape[4:]) for x in (out, lse))
 
 
 def _row_backward(tile, q, k, v, d_out, lse, delta, lo, hi):
     """Arrays as in `_row_forward`, lse and delta [B, H, L] -> gradients [B, H, L, D] in float32."""
 
+    length = q.shape[2]
+    k, v = (_with_tile_more(x, tile) for x in (k, v))
+
     def queries(i, carry):
-        q_tile, *others = (_at(x, i, tile) for x in (q, d_out, lse, delta))
-        seen = [_at(x, i, tile, axis=1) for x in (lo, hi)]
+        first = i * tile
+        q_tile, *others = (_at(x, first, tile) for x in (q, d_out, lse, delta))
+        seen = [_at(x, first, tile, axis=1) for x in (lo, hi)]
 
         def keys(j, carry):
             dq_tile, dk, dv = carry
             k_tile, v_tile = _at(k, j, tile), _at(v, j, tile)
-            positions = j * tile + jnp.arange(tile)
+            positions = j + jnp.arange(tile)
             dq_part, dk_part, dv_part = _tile_gradients(
                 q_tile, k_tile, v_tile, *others, *seen, positions
             )
-            dk = _put(dk, _at(dk, j, tile) + dk_part, j, tile)
-            dv = _put(dv, _at(dv, j, tile) + dv_part, j, tile)
+            dk = _put(dk, _at(dk, j, tile) + dk_part, j)
+            dv = _put(dv, _at(dv, j, tile) + dv_part, j)
             return dq_tile + dq_part, dk, dv
 
         dq, dk, dv = carry
         start = (jnp.zeros(q_tile.shape, jnp.float32), dk, dv)
         dq_tile, dk, dv = _over_keys(*seen, tile, keys, start)
-        return _put(dq, dq_tile, i, tile), dk, dv
+        return _put(dq, dq_tile, first), dk, dv
 
-    nothing = jnp.zeros(q.shape, jnp.float32)
-    return jax.lax.fori_loop(0, q.shape[2] // tile, queries, (nothing, nothing, nothing))
+    start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
+    dq, dk, dv = jax.lax.fori_loop(0, length // tile, queries, start)
+    return dq, dk[:, :, :length], dv[:, :, :length]
 
 
 # --- local layers: blocks of queries, each against three blocks of keys; a window no longer than a block ends there ---
