@@ -3,13 +3,22 @@
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from mmbert_jax.errors import UserError
+
+# tensorboardX imports torch where that is installed, for types that are never given to it here: seconds at each start,
+# and a second set of CUDA libraries in a training process. It does without where there is no such module.
+_hide_torch = "torch" not in sys.modules
+if _hide_torch:
+    sys.modules["torch"] = None
+from tensorboardX import SummaryWriter  # noqa: E402
+
+if _hide_torch:
+    del sys.modules["torch"]
 
 
 class MetricsWriter:

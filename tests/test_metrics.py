@@ -3,6 +3,8 @@
 import json
 import math
 import struct
+import subprocess
+import sys
 import time
 
 import pytest
@@ -67,6 +69,13 @@ def run(tmp_path):
 
 def test_crc_is_the_published_one():
     assert crc32c(b"123456789") == 0xE3069283
+
+
+def test_a_training_process_does_not_import_torch():
+    """It still can, for whoever wants it."""
+    pytest.importorskip("torch")
+    code = "import sys, mmbert_jax.train; assert 'torch' not in sys.modules; import torch"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_events_hold_every_number(run):
