@@ -24,9 +24,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from configs import common
-from configs.data import cldr, languages
 from mmbert_jax.errors import UserError
+from mmbert_jax.recipe import cldr, languages, settings
 
 
 class Phase(NamedTuple):
@@ -61,7 +60,7 @@ def get_config(argument: str = "phase1,cldr") -> ConfigDict:
         )
     groups = LANGUAGES[chosen or "cldr"]
 
-    config = common.published("base")
+    config = settings.published("base")
     config.phase = phase
     config.dtype = "float32"
     config.train.tokens, config.mask.ratio, config.data.temperature, english = PHASES[phase]
@@ -74,7 +73,7 @@ def get_config(argument: str = "phase1,cldr") -> ConfigDict:
 
     first = phase == "phase1"
     config.data.row_length = 128 if first else 256
-    common.set_rope_theta(config, 10_000.0 if first else 160_000.0)
+    settings.set_rope_theta(config, 10_000.0 if first else 160_000.0)
     # 8192 tokens a step at either row length.
     config.train.batch_rows = config.train.batch_warmup_from_rows = 64 if first else 32
     config.train.microbatch_rows = 16

@@ -4,7 +4,7 @@ Reproduces:  the published phase 1 of base and small. (The published configurati
              30%: `--config.mask.ratio=0.25` for the former.)
 Command:     python -m mmbert_jax.train --config configs/phase1.py --workdir runs/base/phase1 \\
                  --config.data.corpus=CORPORA
-             (small: `configs/phase1.py:small`; CORPORA: see configs/data/sources.py)
+             (small: `configs/phase1.py:small`; CORPORA: see mmbert_jax/recipe/sources.py)
 Planned for: 8 x H100 80 GB. At the rates of the published runs (108.5k tokens/s a GPU for base, 434k for small) that is
              31 days for base and 8 for small. Nobody has run it with this code yet.
 Expected:    no figure is published for the end of this phase. The whole curriculum: GLUE 86.3 (base), 84.7 (small);
@@ -13,15 +13,14 @@ Expected:    no figure is published for the end of this phase. The whole curricu
 
 from ml_collections import ConfigDict
 
-from configs import common
-from configs.data import sources
+from mmbert_jax.recipe import settings, sources
 
 
 def get_config(size: str = "base") -> ConfigDict:
-    config = common.published(size)
+    config = settings.published(size)
     config.phase = "phase1"
-    common.set_row_length(config, 1024)
-    common.set_rope_theta(config, 10_000.0)
+    settings.set_row_length(config, 1024)
+    settings.set_rope_theta(config, 10_000.0)
     config.data.temperature = 0.7
     config.data.sources = sources.phase1()
     config.mask.ratio = 0.30

@@ -3,7 +3,7 @@
 Reproduces:  the published phase 2 of base and small, from the end of phase 1.
 Command:     python -m mmbert_jax.train --config configs/phase2.py --workdir runs/base/phase2 \\
                  --config.data.corpus=CORPORA --config.init_from=runs/base/phase1
-             (small: `configs/phase2.py:small`; CORPORA: see configs/data/sources.py)
+             (small: `configs/phase2.py:small`; CORPORA: see mmbert_jax/recipe/sources.py)
 Planned for: 8 x H100 80 GB. At the rates of the published runs (108.5k tokens/s a GPU for base, 434k for small) that is
              8 days for base and 2 for small. Nobody has run it with this code yet.
 Expected:    no figure is published for the end of this phase; the three decay variants start from it.
@@ -11,12 +11,11 @@ Expected:    no figure is published for the end of this phase; the three decay v
 
 from ml_collections import ConfigDict
 
-from configs import common
-from configs.data import sources
+from mmbert_jax.recipe import settings, sources
 
 
 def get_config(size: str = "base") -> ConfigDict:
-    config = common.later_phase(size)
+    config = settings.later_phase(size)
     config.phase = "phase2"
     config.data.temperature = 0.5
     config.data.sources = sources.phase2()

@@ -18,9 +18,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from mmbert_jax.checksums import announce_sums, awaits_sums, complete_steps, damage, write_sums
+from mmbert_jax.checksums import announce_sums, damage, write_sums
 from mmbert_jax.errors import UserError
 from mmbert_jax.parallel.processes import once
+from mmbert_jax.run import AWAITING_SUMS, checkpoints, complete_steps, locate, run_folder
 
 Meta = dict[str, Any]
 Tree = dict[str, Any]
@@ -28,7 +29,7 @@ Tree = dict[str, Any]
 
 def open_manager(run: Path, keep: int) -> ocp.CheckpointManager:
     """Opens a run's checkpoints, first clearing what a killed save left behind."""
-    folder = run.absolute() / "checkpoints"
+    folder = checkpoints(run.absolute())
 
     def clear() -> None:
         for leftover in _partial_saves(folder):
@@ -45,7 +46,9 @@ def open_manager(run: Path, keep: int) -> ocp.CheckpointManager:
 
 
 def _partial_saves(folder: Path) -> list[Path]:
-    unsummed = (path for path in folder.glob("*") if path.name.isdigit() and awaits_sums(path))
+    unsummed = (
+        path for path in folder.glob("*") if path.name.isdigit() and (path / AWAITING_SUMS).exists()
+    )
     return [*folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"), *unsummed]
 
 
@@ -116,7 +119,7 @@ def restore_latest(manager: ocp.CheckpointManager, abstract: Tree) -> tuple[Tree
     Raises:
       UserError: there are checkpoints, and all of them are damaged.
     """
-    steps = complete_steps(Path(manager.directory))
+    steps = complete_steps(run_folder(Path(manager.directory) / "0"))
     newest = once(lambda: next((step for step in steps if _intact(manager, step)), -1))
     manager.reload()  # those set aside are no longer there
     if newest >= 0:
@@ -152,7 +155,7 @@ def check_fits(path: str | Path, params: Tree) -> Meta:
     Raises:
       UserError: there is no checkpoint, it is damaged, or it holds a model of another shape.
     """
-    folder = _locate(path)
+    folder = locate(path)
     _check_sums(folder)
     _check_shapes(folder, params)
     return _read_meta(folder)
@@ -164,7 +167,7 @@ def restore_for_phase(path: str | Path, abstract: Tree) -> tuple[Tree, Meta]:
     Raises:
       UserError: there is no checkpoint, or it is damaged.
     """
-    folder = _locate(path)
+    folder = locate(path)
     _check_sums(folder)
     return _restore(
         folder, {name: tree for name, tree in abstract.items() if (folder / name).is_dir()}
@@ -180,7 +183,7 @@ def restore_params(path: str | Path) -> tuple[Tree, Meta]:
     Raises:
       UserError: there is no checkpoint there, or it is damaged.
     """
-    folder = _locate(path)
+    folder = locate(path)
     _check_sums(folder)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.tree.map(
@@ -202,7 +205,7 @@ def open_params(
     Raises:
       UserError: there is no checkpoint there, or it is damaged.
     """
-    folder = _locate(path)
+    folder = locate(path)
     _check_sums(folder)
     stored = flatten_dict(_stored(folder), sep="/")
     handler = ocp.PyTreeCheckpointHandler()
@@ -216,21 +219,9 @@ def open_params(
     return {name: x.shape for name, x in stored.items()}, read, _read_meta(folder)
 
 
-def list_checkpoints(path: str | Path) -> list[Path]:
-    """Every complete checkpoint of a run folder, by step; of a single checkpoint, that one.
-
-    Raises:
-      UserError: there is no checkpoint there.
-    """
-    newest = _locate(path)
-    if Path(path).absolute().parent == newest.parent:
-        return [newest]
-    return [newest.parent / str(step) for step in reversed(complete_steps(newest.parent))]
-
-
 def read_meta(path: str | Path) -> Meta:
     """The meta of a run folder's newest checkpoint, or of one checkpoint."""
-    return _read_meta(_locate(path))
+    return _read_meta(locate(path))
 
 
 def save_params(path: str | Path, params: Tree, meta: Meta) -> None:
@@ -245,28 +236,6 @@ def save_params(path: str | Path, params: Tree, meta: Meta) -> None:
     with open_manager(run, keep=1) as manager:
         save(manager, meta["step"], {"params": params}, meta)
         manager.wait_until_finished()
-
-
-def run_folder(path: str | Path) -> Path:
-    """The run folder of a checkpoint argument."""
-    path = Path(path)
-    return path.parent.parent if path.parent.name == "checkpoints" else path
-
-
-def _locate(path: str | Path) -> Path:
-    """The folder of the checkpoint that a checkpoint argument names."""
-    path = Path(path).absolute()
-    folder = run_folder(path) / "checkpoints"
-    steps = complete_steps(folder)
-    if not steps:
-        raise UserError(
-            f"no checkpoint at {path}: name a run folder (with checkpoints/) or one checkpoint in it"
-        )
-    if path.parent != folder:
-        return folder / str(steps[0])
-    if path.name not in map(str, steps):
-        raise UserError(f"no complete checkpoint at {path}; there are {steps[::-1]}")
-    return path
 
 
 def _stored(folder: Path) -> Tree:

@@ -9,33 +9,18 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-SUMS = "SHA256SUMS"
-_PARTIAL = f".{SUMS}"
+from mmbert_jax.run import AWAITING_SUMS, SUMS
 
 
 def announce_sums(folder: Path) -> None:
     """Marks a checkpoint as one that has no sums yet, so that a killed save does not look like damage."""
-    (folder / _PARTIAL).touch()
-
-
-def awaits_sums(folder: Path) -> bool:
-    """Whether a checkpoint was, or is being, saved without having got its sums."""
-    return (folder / _PARTIAL).exists()
-
-
-def complete_steps(folder: Path) -> list[int]:
-    """Steps in a folder of checkpoints whose save was complete, newest first, whether damaged since or not.
-
-    Orbax's own list leaves out some that are damaged, without a word.
-    """
-    steps = (path for path in folder.glob("*") if path.name.isdigit() and not awaits_sums(path))
-    return sorted((int(path.name) for path in steps), reverse=True)
+    (folder / AWAITING_SUMS).touch()
 
 
 def write_sums(folder: Path) -> None:
     """Writes the sums of a checkpoint of which all else is on the disk; takes the mark of `announce_sums` away."""
     sums = _sums(folder)
-    partial = folder / _PARTIAL
+    partial = folder / AWAITING_SUMS
     with partial.open("w", encoding="utf-8") as file:
         file.writelines(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
         file.flush()

@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmbert_jax.errors import UserError
+from mmbert_jax.files import write_text
+from mmbert_jax.run import CONFIG
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +182,7 @@ def check_run(config: ConfigDict, run: Path) -> None:
     Raises:
       UserError: the folder holds something else, or a run whose config differs in a field that decides the result.
     """
-    path = run / "config.json"
+    path = run / CONFIG
     if not path.exists():
         if run.exists() and any(run.iterdir()):
             raise UserError(
@@ -204,10 +205,8 @@ def claim_run(config: ConfigDict, run: Path) -> None:
     """Makes the run folder and writes its config.json, after `check_run`."""
     check_run(config, run)
     run.mkdir(parents=True, exist_ok=True)
-    path = run / "config.json"
-    partial = path.with_suffix(".partial")
-    partial.write_text(to_json(config))
-    os.replace(partial, path)
+    path = run / CONFIG
+    write_text(path, to_json(config))
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

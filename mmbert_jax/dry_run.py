@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from mmbert_jax import checkpoint
 from mmbert_jax.checks import check_start, check_tokenizer
-from mmbert_jax.checksums import complete_steps, damage, sha256
+from mmbert_jax.checksums import damage, sha256
 from mmbert_jax.config import check_run, validate
 from mmbert_jax.data.mixture import describe
 from mmbert_jax.data.pipeline import PhaseData, held_out_batches, open_data
@@ -21,6 +21,8 @@ from mmbert_jax.metrics import si
 from mmbert_jax.optim.schedules import phase_rows, phase_steps
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.sharding import local_rows
+from mmbert_jax.run import checkpoint as checkpoint_folder
+from mmbert_jax.run import complete_steps
 from mmbert_jax.step import abstract_state, compile_train_step, phase_seed
 
 
@@ -114,11 +116,10 @@ def _held_out(config: ConfigDict) -> tuple[bool, str]:
 
 def _run(config: ConfigDict, workdir: Path) -> tuple[Path | None, str]:
     check_run(config, workdir)
-    folder = workdir / "checkpoints"
-    steps = complete_steps(folder)
+    steps = complete_steps(workdir)
     if not steps:
         return None, f"{workdir} is free"
-    newest = folder / str(steps[0])
+    newest = checkpoint_folder(workdir, steps[0])
     if found := damage(newest):
         raise UserError(
             f"the newest checkpoint is damaged: {found}; the one before it would be used"

@@ -7,16 +7,15 @@ were.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmbert_jax.checkpoint import list_checkpoints, read_meta
-from mmbert_jax.checksums import complete_steps
+from mmbert_jax.checkpoint import read_meta
 from mmbert_jax.errors import UserError
+from mmbert_jax.files import write_json
+from mmbert_jax.run import SKIPPED_ROWS, checkpoint, complete_steps, list_checkpoints
 
-FILE = "skipped_rows.json"
 # Stretches that are skipped from one checkpoint on before the run gives up.
 MAX_TRIES = 3
 _NOT_FINITE = "no finite gradients"
@@ -27,7 +26,7 @@ Stretch = dict[str, Any]
 
 def read_stretches(run: Path) -> list[Stretch]:
     """The stretches of rows that a run leaves out, in the order in which they were noted."""
-    path = run / FILE
+    path = run / SKIPPED_ROWS
     if not path.exists():
         return []
     try:
@@ -60,9 +59,7 @@ def skip_bad_stretch(run: Path, good_step: int, stop: int, rows: int) -> str:
       UserError: there is no such checkpoint, or skipping rows from there has been tried often enough.
     """
     what = f"steps {good_step + 1} and after, up to row {stop}, had no finite gradients"
-    folder = run / "checkpoints"
-    steps = complete_steps(folder)
-    step = next((step for step in steps if step <= good_step), None)
+    step = next((step for step in complete_steps(run) if step <= good_step), None)
     if step is None:
         raise UserError(
             f"{run}: {what}, and there is no checkpoint from before: look at config.optimizer and at the data"
@@ -97,7 +94,7 @@ def roll_back(run: Path, step: int, skip_rows: int, microbatch_rows: int, rows: 
 
 
 def _row_of(run: Path, step: int) -> int:
-    folder = run / "checkpoints" / str(step)
+    folder = checkpoint(run, step)
     if not folder.is_dir():
         there = [int(path.name) for path in list_checkpoints(run)]
         raise UserError(f"{run} has no checkpoint at step {step} to go back to; there are {there}")
@@ -115,10 +112,7 @@ def _go_back(run: Path, step: int, stop: int, rows: int, reason: str) -> str:
     for path in newer:
         path.rename(_free_name(path.with_name(f"rolled-back-{path.name}")))
     stretch = {"step": step, "first": first, "stop": stop, "reason": reason}
-    path = run / FILE
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps([*read_stretches(run), stretch], indent=1))
-    os.replace(partial, path)
+    write_json(run / SKIPPED_ROWS, [*read_stretches(run), stretch])
     aside = f"; set aside {len(newer)} newer checkpoints as rolled-back-STEP" if newer else ""
     return f"back to step {step}, skipping rows {first} to {stop}{aside}"
 

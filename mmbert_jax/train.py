@@ -12,7 +12,6 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +23,31 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from mmbert_jax import checkpoint
+from mmbert_jax.batches import read_batches
 from mmbert_jax.checks import check_start, check_tokenizer
 from mmbert_jax.config import claim_run, validate
 from mmbert_jax.data.mixture import describe
-from mmbert_jax.data.pipeline import PhaseData, first_rows, microbatches, open_data
+from mmbert_jax.data.pipeline import PhaseData, first_rows, open_data
 from mmbert_jax.dry_run import dry_run
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.evaluate.heldout import by_group, evaluate, group_table
 from mmbert_jax.flops import forward_flops_per_token
 from mmbert_jax.goodput import Timeline, process_start, summary
 from mmbert_jax.kernels import attention
-from mmbert_jax.metrics import MetricsWriter, progress_line, si
+from mmbert_jax.metrics import MetricsWriter, si
 from mmbert_jax.model.config import ModelConfig
-from mmbert_jax.optim.schedules import batch_rows, learning_rate, phase_rows, phase_steps
+from mmbert_jax.optim.schedules import learning_rate, phase_rows, phase_steps
 from mmbert_jax.parallel import processes
 from mmbert_jax.parallel.hardware import peak_flops
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.processes import everywhere, once
-from mmbert_jax.parallel.sharding import local_rows, put_rows
+from mmbert_jax.parallel.sharding import local_rows
 from mmbert_jax.profile import StepTrace, parse_steps
-from mmbert_jax.rollback import Stretch, next_row, read_stretches, roll_back, skip_bad_stretch
+from mmbert_jax.rollback import next_row, read_stretches, roll_back, skip_bad_stretch
+from mmbert_jax.run import checkpoint as checkpoint_folder
+from mmbert_jax.run import checkpoints
 from mmbert_jax.step import State, abstract_state, compile_train_step, init_state, phase_seed
-from mmbert_jax.watchdog import deadline
+from mmbert_jax.step_log import Record, SkippedSteps, StepLog, read
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/phase1.py or configs/phase1.py:small."
@@ -105,34 +107,17 @@ def train(
     # --- devices ---
     mesh = make_mesh(config.mesh)
     local_rows(mesh, train_config.microbatch_rows, "config.train.microbatch_rows")
-    say(
-        f"mesh {dict(mesh.shape)} on {mesh.size} x {mesh.devices.flat[0].device_kind}, {jax.process_count()} processes"
-    )
-    model = ModelConfig.from_config(config.model)
-    shape = (train_config.microbatch_rows, row_length, model.num_heads, model.head_dim)
-    windows = (None, model.attention_window // 2)
-    say(f"attention: {attention.describe(mesh, shape, config.dtype, windows)}")
+    say(describe_mesh(config, mesh))
 
     # --- data: every row of the phase is known by its number ---
     data = everywhere(lambda: open_data(config.data, rows, phase_seed(config)))
     say(describe(data.mixture))
     check_tokenizer(config, data)
-    peak = peak_flops(mesh.devices.flat[0].device_kind)
-    if peak:
-        # The lengths of documents decide what attention costs.
-        sample = first_rows(data, 64)["segment_ids"]
-        flops = {
-            part: 3 * x  # forward and backward
-            for part, x in forward_flops_per_token(model, config.mask.ratio, sample).items()
-        }
-        parts = ", ".join(f"{part} {x / 1e6:.1f}" for part, x in flops.items())
-        say(
-            f"{sum(flops.values()) / 1e6:.1f} MFLOP a token ({parts}); peak of a device {peak / 1e12:.0f} TFLOP/s"
-        )
+    seconds_of_a_token = time_at_peak(config, mesh, data)
 
     # --- state: resumed, or started from another run's checkpoint, or from scratch ---
     abstract = abstract_state(config, mesh)
-    if config.init_from and not once(lambda: (workdir / "checkpoints").is_dir()):
+    if config.init_from and not once(lambda: checkpoints(workdir).is_dir()):
         everywhere(lambda: check_start(config, data, abstract))
     once(lambda: claim_run(config, workdir))
     if rollback:
@@ -141,79 +126,74 @@ def train(
     manager = checkpoint.open_manager(workdir, config.checkpoint.keep)
     state, start = restore_or_start(config, mesh, manager, abstract)
     step, row = start["step"], next_row(start["row"], stretches)
-    count = parameter_overview.count_parameters(state["params"])
+    parameters = parameter_overview.count_parameters(state["params"])
     say(
-        f"phase {config.phase}: {count:,} parameters, {si(tokens)} tokens in {steps} steps of"
+        f"phase {config.phase}: {parameters:,} parameters, {si(tokens)} tokens in {steps} steps of"
         f" {train_config.batch_rows} x {row_length}, {config.mask.ratio:.0%} masked; from step {step}"
     )
     if row >= rows:
         say(f"phase {config.phase} is complete already: nothing to do")
         return
 
-    # --- loop ---
+    # --- the step, compiled before the first batch is there ---
     clock.book("start_up")
     if jax.process_index() == 0:
         clock.open(workdir, step)
     train_step = compile_train_step(config, mesh)
     say(f"compiled the training step in {clock.book('compile'):.1f} s")
+
+    # --- what goes on beside the steps ---
     trace = StepTrace(workdir, profile_steps)
     held_out = evaluate(config, mesh)
     writer = MetricsWriter(workdir, step) if jax.process_index() == 0 else None
-    batches = read_batches(config, data, mesh, row, rows, stretches)
+    log = StepLog(
+        writer,
+        clock,
+        every_steps=config.log_every_steps,
+        steps=steps,
+        tokens=tokens,
+        tokens_done=row * row_length,
+        seconds_of_a_token=seconds_of_a_token,
+    )
+    skipped = SkippedSteps(train_config.max_skipped_steps, start["skipped_in_a_row"])
     stop_asked, stopping = processes.watch_for_stop(), False
     saved_at = time.monotonic()
-    logged_tokens = row * row_length
-    skipped, skipped_in_a_row = 0, start["skipped_in_a_row"]  # steps without a finite gradient
-    before: dict[str, Any] | None = (
-        None  # the step that was dispatched last, its metrics not yet read
-    )
     groups: dict[str, Any] = {}
 
-    def log(record: dict[str, Any]) -> None:
-        nonlocal logged_tokens, skipped, skipped_in_a_row
-        record |= {name: float(x) for name, x in record.pop("metrics").items()}
-        if record["skipped"]:
-            skipped, skipped_in_a_row = skipped + 1, skipped_in_a_row + 1
-            say(f"step {record['step']} had no finite gradient and changed nothing")
-            if skipped_in_a_row >= train_config.max_skipped_steps:
-                go_back(record)
-        else:
-            skipped_in_a_row = 0
-        if record["step"] % config.log_every_steps and record["tokens"] < tokens:
+    def finish(record: Record | None) -> None:
+        """Waits for a step, logs it, and goes back to a checkpoint when too many have had no finite gradient."""
+        if record is None:
             return
-        clock.book("step")
-        clock.record(record["step"])
-        seconds, data_wait = clock.lap()
-        record |= {
-            "tokens_per_second": (record["tokens"] - logged_tokens) / seconds,
-            "data_wait": data_wait,
-            "skipped": skipped,  # since the last line
-        }
-        if peak:
-            rate = record["tokens_per_second"] / mesh.size
-            record["mfu"] = rate * sum(flops.values()) / peak
-        logged_tokens, skipped = record["tokens"], 0
-        if writer:
-            writer.write(record)
-        say(progress_line(record, steps, tokens))
+        record = read(record)
+        if record["skipped"]:
+            say(f"step {record['step']} had no finite gradient and changed nothing")
+        if skipped.see(record):
+            close(record["step"])
+            good_step, stop = record["step"] - skipped.in_a_row, record["tokens"] // row_length
+            say(once(lambda: skip_bad_stretch(workdir, good_step, stop, rows)))
+            sys.exit(processes.RESTART)
+        if line := log.add(record):
+            say(line)
 
-    def go_back(record: dict[str, Any]) -> None:
+    def close(step: int) -> None:
+        """Waits for the last save and ends what is written into the run folder."""
         checkpoint.finish(manager)
+        trace.close()
         clock.book("checkpoint")
-        clock.record(record["step"])
+        clock.record(step)
         clock.close()
         if writer:
             writer.close()
-        good_step, stop = record["step"] - skipped_in_a_row, record["tokens"] // row_length
-        say(once(lambda: skip_bad_stretch(workdir, good_step, stop, rows)))
-        sys.exit(processes.RESTART)
 
+    # --- loop ---
+    batches = read_batches(config, data, mesh, row, rows, stretches)
+    dispatched: Record | None = None  # the last step, its metrics not yet read
     clock.book("start_up")
     while row < rows and not stopping:
         clock.book("step")
         batch, count = next(batches)
         # While the step before still runs, nothing waits for data.
-        busy = before and not before["metrics"]["loss"].is_ready()
+        busy = dispatched and not dispatched["metrics"]["loss"].is_ready()
         clock.book("step" if busy else "data_wait")
         rate = learning_rate(config.optimizer, row * row_length, tokens)
         trace.before(step + 1, state)
@@ -221,65 +201,83 @@ def train(
         trace.after(step + 1, state)
         row = next_row(row + count * train_config.microbatch_rows, stretches)
         step += 1
-        if before:
-            log(before)  # the device is at work on the step that was just dispatched
-        before = {
-            "step": step,
-            "tokens": row * row_length,
-            "learning_rate": rate,
-            "metrics": metrics,
-        }
+        finish(dispatched)  # the device is at work on the step that was just dispatched
+        dispatched = {"step": step, "tokens": row * row_length, "learning_rate": rate}
+        dispatched["metrics"] = metrics
 
         last, stopping = row >= rows, stop_asked(step)
         checkpoint.check_save(manager)
-        evaluating = last or (config.eval.every_steps and step % config.eval.every_steps == 0)
-        saving = step % config.checkpoint.every_steps == 0
+        evaluating = last or is_multiple(step, config.eval.every_steps)
+        saving = is_multiple(step, config.checkpoint.every_steps)
         if config.checkpoint.every_minutes and step % config.log_every_steps == 0:
             minutes = (time.monotonic() - saved_at) / 60
             saving |= processes.as_in_first(minutes >= config.checkpoint.every_minutes)
         if evaluating or saving or stopping:
-            log(before)
-            before = None
+            finish(dispatched)
+            dispatched = None
             clock.book("step")
         if evaluating:
             results = held_out(state["params"])
             groups = by_group(results, config.eval.groups)
             if writer:
-                writer.write(
-                    {
-                        "step": step,
-                        "tokens": row * row_length,
-                        "held_out": results,
-                        "held_out_groups": groups,
-                    }
-                )
+                place = {"step": step, "tokens": row * row_length}
+                writer.write({**place, "held_out": results, "held_out_groups": groups})
             say(group_table(groups))
             clock.book("evaluation")
             clock.record(step)
         # Among skipped steps there is nothing new to save, and what might be gone back to has to stay.
-        if (saving and not skipped_in_a_row) or last or stopping:
+        if (saving and not skipped.in_a_row) or last or stopping:
             meta = describe_checkpoint(config, data, step, row, start["history"], groups)
-            meta |= {"skipped_in_a_row": skipped_in_a_row, "skipped_rows": stretches}
+            meta |= {"skipped_in_a_row": skipped.in_a_row, "skipped_rows": stretches}
             saved_at = time.monotonic()
             checkpoint.save(manager, step, state, meta)
             clock.book("checkpoint")
             clock.record(step)
 
     # --- end ---
-    checkpoint.finish(manager)
-    trace.close()
-    clock.book("checkpoint")
-    clock.record(step)
-    clock.close()
-    if writer:
-        writer.close()
+    close(step)
+    if jax.process_index() == 0:
         say(summary(workdir))
     if row < rows:
         say(f"interrupted after step {step}, which is saved: the same command, run again, goes on")
         sys.exit(processes.RESTART)
     say(
-        f"phase {config.phase} is complete: {si(tokens)} tokens, checkpoint {workdir / 'checkpoints' / str(step)}"
+        f"phase {config.phase} is complete: {si(tokens)} tokens, checkpoint {checkpoint_folder(workdir, step)}"
     )
+
+
+def describe_mesh(config: ConfigDict, mesh: Mesh) -> str:
+    """The devices, and which implementation of attention they run."""
+    model = ModelConfig.from_config(config.model)
+    shape = (config.train.microbatch_rows, config.data.row_length, model.num_heads, model.head_dim)
+    windows = (None, model.attention_window // 2)
+    return (
+        f"mesh {dict(mesh.shape)} on {mesh.size} x {mesh.devices.flat[0].device_kind}, {jax.process_count()} processes"
+        f"\nattention: {attention.describe(mesh, shape, config.dtype, windows)}"
+    )
+
+
+def time_at_peak(config: ConfigDict, mesh: Mesh, data: PhaseData) -> float | None:
+    """Seconds of a token's FLOPs, forward and backward, on all devices at their peak; None where that is unknown."""
+    peak = peak_flops(mesh.devices.flat[0].device_kind)
+    if not peak:
+        return None
+    # The lengths of documents decide what attention costs.
+    sample = first_rows(data, 64)["segment_ids"]
+    model = ModelConfig.from_config(config.model)
+    flops = {
+        part: 3 * x for part, x in forward_flops_per_token(model, config.mask.ratio, sample).items()
+    }
+    parts = ", ".join(f"{part} {x / 1e6:.1f}" for part, x in flops.items())
+    say(
+        f"{sum(flops.values()) / 1e6:.1f} MFLOP a token ({parts}); peak of a device {peak / 1e12:.0f} TFLOP/s"
+    )
+    return sum(flops.values()) / peak / mesh.size
+
+
+def is_multiple(step: int, every: int) -> bool:
+    """Whether something that is due every so many steps is due; 0 means never."""
+    return bool(every) and step % every == 0
 
 
 def restore_or_start(
@@ -306,47 +304,6 @@ def restore_or_start(
     say(f"starting from {config.init_from}, phase {meta['phase']}, step {meta['step']}")
     past = {name: meta[name] for name in ("phase", "step", "tokens")}
     return state, {**new, "history": [*meta.get("history", []), past]}
-
-
-def read_batches(
-    config: ConfigDict,
-    data: PhaseData,
-    mesh: Mesh,
-    row: int,
-    rows: int,
-    stretches: Sequence[Stretch] = (),
-) -> Iterator[tuple[dict[str, jax.Array], int]]:
-    """Batches from global row `row` on, on the devices, each with the number of microbatches that it holds.
-
-    Every batch has the shape of the largest, [microbatches, rows of one, L]; what is not needed is zero. Each process
-    reads the rows that its devices need. Batches that would start inside a stretch of skipped rows start behind it.
-    """
-    microbatch_rows = config.train.microbatch_rows
-    slots = config.train.batch_rows // microbatch_rows
-    mine = local_rows(mesh, microbatch_rows, "config.train.microbatch_rows")
-    minutes = config.data.stall_minutes
-    stalled = (
-        f"no batch came within {minutes} minutes (config.data.stall_minutes): what holds {config.data.corpus} does not"
-        " answer. The same command, run again, goes on from the newest checkpoint"
-    )
-
-    def stream_from(row: int) -> Iterator[dict[str, np.ndarray]]:
-        workers, prefetch = config.data.loader_workers, config.data.prefetch
-        return microbatches(data, microbatch_rows, row, mine, workers, prefetch)
-
-    stream = stream_from(row)
-    while row < rows:
-        # After a skipped stretch the phase need not end with a whole batch.
-        wanted = min(batch_rows(config.train, row, config.data.row_length), rows - row)
-        count = wanted // microbatch_rows
-        with deadline(60 * minutes, stalled, processes.RESTART):
-            parts = [next(stream) for _ in range(count)]
-        empty = [{name: np.zeros_like(x) for name, x in parts[0].items()}] * (slots - count)
-        batch = {name: np.stack([part[name] for part in parts + empty]) for name in parts[0]}
-        yield put_rows(mesh, microbatch_rows, batch), count
-        row += count * microbatch_rows
-        if (after := next_row(row, stretches)) > row:
-            row, stream = after, stream_from(after)
 
 
 def describe_checkpoint(

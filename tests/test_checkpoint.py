@@ -12,9 +12,9 @@ import pytest
 from tiny import tiny_config
 
 from mmbert_jax import checkpoint
-from mmbert_jax.checksums import SUMS
 from mmbert_jax.errors import UserError
 from mmbert_jax.parallel.mesh import make_mesh
+from mmbert_jax.run import SUMS
 from mmbert_jax.step import abstract_state, init_state
 
 

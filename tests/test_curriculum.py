@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 from shared_data import shared_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from configs.data import languages
 from mmbert_jax.data.pipeline import held_out_batches
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.model.masking import mask_tokens, num_targets
+from mmbert_jax.recipe import languages
 from mmbert_jax.report.runs import language_shares, steps_and_evaluations
 
 ROOT = Path(__file__).resolve().parents[1]

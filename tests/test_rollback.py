@@ -9,12 +9,13 @@ from data.tiny_corpus import write_corpus
 from tiny import tiny_config
 
 from mmbert_jax import rollback
-from mmbert_jax.checkpoint import list_checkpoints, read_meta
+from mmbert_jax.checkpoint import read_meta
 from mmbert_jax.errors import UserError
 from mmbert_jax.metrics import read_metrics
 from mmbert_jax.model.masking import mask_tokens
 from mmbert_jax.optim.schedules import phase_rows
 from mmbert_jax.parallel.processes import RESTART
+from mmbert_jax.run import SKIPPED_ROWS, list_checkpoints
 from mmbert_jax.step import compile_train_step
 from mmbert_jax.train import train
 
@@ -124,6 +125,6 @@ def test_next_row(row, after):
 
 
 def test_damaged_list_is_named(tmp_path):
-    (tmp_path / rollback.FILE).write_text(json.dumps([{"first": 1}])[:-1])
+    (tmp_path / SKIPPED_ROWS).write_text(json.dumps([{"first": 1}])[:-1])
     with pytest.raises(UserError, match=r"skipped_rows\.json: damaged"):
         rollback.read_stretches(tmp_path)

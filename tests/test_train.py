@@ -15,6 +15,7 @@ import pytest
 from data.tiny_corpus import write_corpus
 from tiny import tiny_config
 
+from mmbert_jax.batches import read_batches
 from mmbert_jax.checkpoint import restore_params
 from mmbert_jax.data.pipeline import microbatches, open_data
 from mmbert_jax.errors import UserError
@@ -24,7 +25,7 @@ from mmbert_jax.optim.schedules import phase_rows, phase_steps
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.processes import RESTART
 from mmbert_jax.step import phase_seed
-from mmbert_jax.train import read_batches, train
+from mmbert_jax.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
 OVERRIDES = {"model__vocab_size": 2048, "checkpoint__every_steps": 3}

@@ -8,11 +8,11 @@ import pytest
 from data.tiny_corpus import write_corpus
 from tiny import tiny_config
 
+from mmbert_jax.batches import read_batches
 from mmbert_jax.data.pipeline import open_data
 from mmbert_jax.evaluate.heldout import evaluate
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.processes import RESTART
-from mmbert_jax.train import read_batches
 from mmbert_jax.watchdog import watched
 
 WAIT = """

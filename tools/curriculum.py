@@ -20,8 +20,9 @@ from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.metrics import duration
 from mmbert_jax.report.examples import masked_examples
 from mmbert_jax.report.plots import plot_losses, plot_shares
-from mmbert_jax.report.runs import final_groups, language_shares, read_config
+from mmbert_jax.report.runs import final_groups, language_shares
 from mmbert_jax.report.table import held_out_table
+from mmbert_jax.run import read_config
 
 ROOT = Path(__file__).resolve().parent.parent
 DECAYS = ("decay_english", "decay_110", "decay_all")

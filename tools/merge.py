@@ -14,12 +14,12 @@ slerp            from the first model to the second, along the arc
 import argparse
 from pathlib import Path
 
-from mmbert_jax.checkpoint import list_checkpoints
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.merge.models import CHECKPOINT, StoredModel, check_alike, open_model
 from mmbert_jax.merge.output import check_target, write_merged
 from mmbert_jax.merge.recipe import METHODS, make_recipe, merge
 from mmbert_jax.merge.report import table
+from mmbert_jax.run import list_checkpoints
 
 EXAMPLES = """examples:
   python tools/merge.py --method ties --base runs/phase2 --density 0.5 \\

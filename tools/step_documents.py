@@ -14,9 +14,10 @@ from mmbert_jax.data.pipeline import find_corpora, open_data
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.optim.schedules import phase_rows
-from mmbert_jax.report.runs import read_config, steps_and_evaluations
+from mmbert_jax.report.runs import steps_and_evaluations
 from mmbert_jax.report.steps import rows_of_step, seen
 from mmbert_jax.rollback import read_stretches
+from mmbert_jax.run import read_config
 from mmbert_jax.step import phase_seed
 
 

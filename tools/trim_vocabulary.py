@@ -14,6 +14,7 @@ from mmbert_jax.data.sources import Fields, find_inputs
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.hf.export import check_output, export_hf
 from mmbert_jax.inference.checkpoint_tokenizer import checkpoint_tokenizer
+from mmbert_jax.run import is_run
 from mmbert_jax.surgery.trim import REPORT, table, trim_vocabulary
 
 EXAMPLE = """example:
@@ -79,8 +80,7 @@ def main() -> None:
             min_count=args.min_count,
         )
 
-    is_run = args.model.parent.name == "checkpoints" or (args.model / "checkpoints").is_dir()
-    if is_run:
+    if is_run(args.model):
         params, meta = restore_params(args.model)
         # Exported first, to a folder that goes again.
         args.output.absolute().parent.mkdir(parents=True, exist_ok=True)

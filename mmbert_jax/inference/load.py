@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from mmbert_jax.checkpoint import restore_params, run_folder
+from mmbert_jax.checkpoint import restore_params
 from mmbert_jax.data.special_ids import BOS, EOS
 from mmbert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from mmbert_jax.errors import UserError
@@ -17,6 +17,7 @@ from mmbert_jax.hf.load import load_hf
 from mmbert_jax.inference.checkpoint_tokenizer import checkpoint_tokenizer
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.task_heads import MLM, HeadConfig
+from mmbert_jax.run import is_run
 
 DTYPES = ("float32", "bfloat16")
 
@@ -65,7 +66,7 @@ def load(
     if dtype not in DTYPES:
         raise UserError(f"dtype is {dtype!r}; it has to be one of {', '.join(DTYPES)}")
     # A run folder has a config.json too, but that of the run.
-    if (path / "config.json").is_file() and not (run_folder(path) / "checkpoints").is_dir():
+    if (path / "config.json").is_file() and not is_run(path):
         params, config, trained_length = load_hf(path)
         found = load_tokenizer(tokenizer or path)
     else:

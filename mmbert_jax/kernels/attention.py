@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
+from mmbert_jax.axes import BATCH_AXES, HEADS_AXIS
 from mmbert_jax.kernels.ranges import Ranges
 
 # Modules beside this one, each with `unsupported`, `forward` and `backward`; `xla` says what they take and give.
@@ -18,11 +19,6 @@ Implementation = Literal["hopper", "tpu", "xla"]
 
 # What the names of NVIDIA's Hopper GPUs have in them; GH200 is one of them.
 _HOPPER = ("H100", "H200", "H800", "H20")
-
-# Mesh axes over which the rows of a batch and the heads are spread. Rows go over two, since fsdp is data parallelism
-# whose parameters are sharded too.
-BATCH_AXES = ("data", "fsdp")
-HEADS_AXIS = "tensor"
 
 
 def attention(

@@ -14,6 +14,7 @@ from mmbert_jax.errors import UserError
 from mmbert_jax.hf.config import read_config
 from mmbert_jax.hf.weights import open_weights
 from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.run import is_run
 
 CHECKPOINT, HUGGING_FACE = "checkpoint", "Hugging Face folder"
 STORED = ("float32", "bfloat16", "float16")
@@ -49,8 +50,7 @@ def open_model(path: str | Path) -> StoredModel:
       UserError: there is none of these; a Hugging Face folder holds another architecture, or pickled weights.
     """
     path = Path(path)
-    is_run = path.parent.name == "checkpoints" or (path / "checkpoints").is_dir()
-    if (path / "config.json").is_file() and not is_run:
+    if (path / "config.json").is_file() and not is_run(path):
         return _open_hugging_face(path)
     shapes, read, meta = open_params(path)
     return StoredModel(

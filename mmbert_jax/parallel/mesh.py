@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 import jax
 from jax.sharding import AxisType, Mesh
 
+from mmbert_jax.axes import AXES
 from mmbert_jax.errors import UserError
-
-AXES = ("data", "fsdp", "tensor")
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:

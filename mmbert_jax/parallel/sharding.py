@@ -1,4 +1,4 @@
-"""One table from the logical names of parameter dimensions to mesh axes, and the shardings that follow from it."""
+"""The shardings of parameters and batches that follow from the table in `axes.py`."""
 
 from collections.abc import Mapping
 
@@ -7,13 +7,10 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mmbert_jax.axes import BATCH_AXES, RULES
 from mmbert_jax.errors import UserError
-from mmbert_jax.kernels.attention import BATCH_AXES, HEADS_AXIS
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import Params, abstract_model, param_dict
-
-# Dimensions that are not named here are whole on every device.
-RULES = {"vocab": "tensor", "heads": HEADS_AXIS, "mlp": "tensor", "embed": "fsdp"}
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh) -> Params:

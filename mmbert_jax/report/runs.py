@@ -1,10 +1,8 @@
 """What a run folder says about itself."""
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -13,14 +11,7 @@ from mmbert_jax.data.pipeline import find_corpora
 from mmbert_jax.errors import UserError
 from mmbert_jax.metrics import read_metrics
 from mmbert_jax.optim.schedules import phase_rows
-
-
-def read_config(run: Path) -> dict[str, Any]:
-    """The resolved config of a run."""
-    path = run / "config.json"
-    if not path.is_file():
-        raise UserError(f"{path} is missing: {run} is not the folder of a run")
-    return json.loads(path.read_text(encoding="utf-8"))
+from mmbert_jax.run import read_config
 
 
 def steps_and_evaluations(run: Path) -> tuple[list[dict], list[dict]]:

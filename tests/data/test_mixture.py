@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shared_data import shared_file
 
-from configs.data import languages, sources
 from mmbert_jax.data.mixture import build_mixture, describe, shares
 from mmbert_jax.errors import UserError
+from mmbert_jax.recipe import languages, sources
 
 # --- shares ---
 

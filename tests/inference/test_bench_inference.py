@@ -13,13 +13,13 @@ pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tools"))
-import bench_inference  # noqa: E402
+sys.path.insert(0, str(ROOT / "tools/bench"))
+import inference as bench_inference  # noqa: E402
 
 
 def test_writes_table_json_and_plot(environment, tmp_path):
     words = "--size tiny --vocab_size 300 --lengths normal_256 --sequences 5 --runs 2 --threads 1"
-    command = [sys.executable, ROOT / "tools" / "bench_inference.py", *words.split()]
+    command = [sys.executable, ROOT / "tools/bench/inference.py", *words.split()]
     command += ["--batch_tokens", 1024, "--output", tmp_path / "out"]
     result = subprocess.run(
         list(map(str, command)), env=environment, capture_output=True, text=True

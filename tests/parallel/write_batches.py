@@ -11,12 +11,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from mmbert_jax.axes import AXES
+from mmbert_jax.batches import read_batches
 from mmbert_jax.data.pipeline import open_data
 from mmbert_jax.optim.schedules import phase_rows
 from mmbert_jax.parallel import processes
-from mmbert_jax.parallel.mesh import AXES, make_mesh
+from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.step import phase_seed
-from mmbert_jax.train import flags, read_batches
+from mmbert_jax.train import flags
 
 flags.FLAGS(sys.argv[:1])
 place = (flags.FLAGS.coordinator_address, flags.FLAGS.num_processes, flags.FLAGS.process_id)

@@ -16,7 +16,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bench_timing import matmul_peak
+from timing import matmul_peak
 
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.flops import forward_flops_per_token
@@ -45,8 +45,8 @@ class Fields(dict):
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="examples:\n  python tools/bench_train_step.py --output train_step.json\n"
-        "  JAX_PLATFORMS=cpu python tools/bench_train_step.py --sizes small --rows 256:0.3:64 --tokens 512 \\\n"
+        epilog="examples:\n  python tools/bench/train_step.py --output train_step.json\n"
+        "  JAX_PLATFORMS=cpu python tools/bench/train_step.py --sizes small --rows 256:0.3:64 --tokens 512 \\\n"
         "      --dtype float32 --layers 2 --vocab_size 4096 --steps 2",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def make_config(size: str, rows: str, arguments) -> tuple[Fields, int]:
-    """The published settings that a step depends on (configs/common.py), and the length of a document."""
+    """The published settings that a step depends on (mmbert_jax/recipe/settings.py), and the length of a document."""
     try:
         length, masked, document = rows.split(":")
         length, masked, document = int(length), float(masked), int(document)

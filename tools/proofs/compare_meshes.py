@@ -18,10 +18,10 @@ from typing import Any
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.metrics import read_metrics
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 AXES = ("data", "fsdp", "tensor")
 EXAMPLE = """example, with the demo's corpus, 50 steps of a small model:
-  python tools/compare_meshes.py --output runs/meshes -- --config configs/demo.py:phase1 \\
+  python tools/proofs/compare_meshes.py --output runs/meshes -- --config configs/demo.py:phase1 \\
       --config.data.corpus=runs/demo/corpus --config.train.tokens=204800 --config.model.num_layers=3 \\
       --config.model.hidden_size=64 --config.model.num_heads=8
 

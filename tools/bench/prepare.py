@@ -26,7 +26,7 @@ from mmbert_jax.errors import UserError, run_main
 EXAMPLE = """example:
   python tools/make_cldr_text.py --output cldr.jsonl --documents 160
   python tools/train_tokenizer.py --input cldr.jsonl --vocab_size 32768 --output tokenizer
-  python tools/bench_prepare.py --input cldr.jsonl --megabytes 200 \\
+  python tools/bench/prepare.py --input cldr.jsonl --megabytes 200 \\
       --tokenizer tokenizer/tokenizer.model tokenizer/tokenizer.json
 """
 

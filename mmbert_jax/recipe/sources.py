@@ -10,7 +10,7 @@ FineWeb2 alone; MegaWika, 1 to 10% of the tokens, has several languages too and 
 
 from ml_collections import ConfigDict
 
-from configs.data.languages import CODE, ENGLISH, PHASE1, PHASE2
+from mmbert_jax.recipe.languages import CODE, ENGLISH, PHASE1, PHASE2
 
 # Its 50 languages without English: phase 1's English tokens are those of the English sources alone.
 MEGAWIKA = tuple(

@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bench_timing import CALLS, matmul_peak, time_of
+from timing import CALLS, matmul_peak, time_of
 
 from mmbert_jax.kernels.attention import attention, implementation_for
 from mmbert_jax.kernels.ranges import Ranges, ranges
@@ -59,8 +59,8 @@ class Case:
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="examples:\n  python tools/bench_attention.py --output attention.json\n"
-        "  JAX_PLATFORMS=cpu python tools/bench_attention.py --dtype float32 --lengths 256 512 \\\n"
+        epilog="examples:\n  python tools/bench/attention.py --output attention.json\n"
+        "  JAX_PLATFORMS=cpu python tools/bench/attention.py --dtype float32 --lengths 256 512 \\\n"
         "      --document 128 --tokens 512 --heads 2 --repeats 2",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

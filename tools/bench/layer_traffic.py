@@ -57,7 +57,7 @@ def traffic(target: str, layers: int, rows: int, row_length: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example:\n  .venv-aot/bin/python tools/layer_traffic.py --targets h100:32x1024 v5e:4x1024",
+        epilog="example:\n  .venv-aot/bin/python tools/bench/layer_traffic.py --targets h100:32x1024 v5e:4x1024",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

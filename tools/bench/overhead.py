@@ -24,20 +24,21 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import demo
+from mmbert_jax.batches import read_batches
 from mmbert_jax.data.pipeline import open_data
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.goodput import read_timeline
 from mmbert_jax.optim.schedules import learning_rate, phase_rows
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.step import compile_train_step, init_state, phase_seed
-from mmbert_jax.train import read_batches, train
+from mmbert_jax.train import train
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="example (the demo's corpus):\n"
-        "  JAX_PLATFORMS=cpu python tools/bench_overhead.py --corpus runs/demo/corpus --steps 205 --turns 3 \\\n"
+        "  JAX_PLATFORMS=cpu python tools/bench/overhead.py --corpus runs/demo/corpus --steps 205 --turns 3 \\\n"
         "      --output docs/benchmarks/overhead.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

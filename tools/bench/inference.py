@@ -297,8 +297,8 @@ def machine() -> dict[str, str | int]:
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="examples:\n  python tools/bench_inference.py --size base --output bench\n"
-        "  python tools/bench_inference.py --size base --vocab_size 32768 --lengths normal_256 --sequences 48 \\\n"
+        epilog="examples:\n  python tools/bench/inference.py --size base --output bench\n"
+        "  python tools/bench/inference.py --size base --vocab_size 32768 --lengths normal_256 --sequences 48 \\\n"
         "      --runs 5 --threads 2 --output bench    # some minutes on two cores",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -18,10 +18,10 @@ from typing import Any
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.metrics import read_metrics
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 COMPARED = ("loss", "masked_accuracy", "grad_norm", "learning_rate", "tokens", "skipped")
 EXAMPLE = """example, with the demo's corpus: all its 240 languages, and batches that grow:
-  python tools/kill_test.py --kills 20 --output runs/kill_test -- --config configs/demo.py:decay_all \\
+  python tools/proofs/kill_test.py --kills 20 --output runs/kill_test -- --config configs/demo.py:decay_all \\
       --config.data.corpus=runs/demo/corpus --config.checkpoint.every_steps=5 \\
       --config.train.batch_warmup_from_rows=16 --config.train.batch_warmup_tokens=200000
 

@@ -5,8 +5,8 @@ Values of the published training configurations, except where a comment says oth
 
 from ml_collections import ConfigDict
 
-from configs.data import languages
 from mmbert_jax.errors import UserError
+from mmbert_jax.recipe import languages
 
 # hidden size and heads, all that differs between the two models: both have 22 layers and heads of 64.
 SIZES = {"small": (384, 6), "base": (768, 12)}

@@ -50,7 +50,7 @@ _TOLERANCE = 1e-3
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example:\n  JAX_PLATFORMS=cpu python tools/bench_cpu.py --output docs/benchmarks/cpu.json",
+        epilog="example:\n  JAX_PLATFORMS=cpu python tools/bench/cpu.py --output docs/benchmarks/cpu.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output", type=Path, help="JSON file to write")

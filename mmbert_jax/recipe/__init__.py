@@ -1,0 +1,1 @@
+"""What config files share: published values, languages, sources. A user's own config file imports it from anywhere."""

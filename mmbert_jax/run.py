@@ -1,0 +1,94 @@
+"""The run folder: where its parts lie, which of its checkpoints are complete, and what a checkpoint argument names.
+
+RUN/config.json  metrics.jsonl  timeline.jsonl  skipped_rows.json  events.*  checkpoints/STEP/
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mmbert_jax.errors import UserError
+
+CONFIG, METRICS, TIMELINE, SKIPPED_ROWS = (
+    "config.json",
+    "metrics.jsonl",
+    "timeline.jsonl",
+    "skipped_rows.json",
+)
+_CHECKPOINTS = "checkpoints"
+# The last file of a checkpoint, and what stands there while it is still to be written.
+SUMS, AWAITING_SUMS = "SHA256SUMS", ".SHA256SUMS"
+
+
+def checkpoints(run: Path) -> Path:
+    """The folder of a run's checkpoints."""
+    return run / _CHECKPOINTS
+
+
+def checkpoint(run: Path, step: int) -> Path:
+    return checkpoints(run) / str(step)
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a checkpoint argument names a run folder or a checkpoint in one."""
+    return checkpoints(run_folder(path)).is_dir()
+
+
+def run_folder(path: str | Path) -> Path:
+    """The run folder of a checkpoint argument."""
+    path = Path(path)
+    return path.parent.parent if path.parent.name == _CHECKPOINTS else path
+
+
+def complete_steps(run: Path) -> list[int]:
+    """Steps whose save was complete, newest first, whether damaged since or not.
+
+    Orbax's own list leaves out some that are damaged, without a word.
+    """
+    steps = (
+        path
+        for path in checkpoints(run).glob("*")
+        if path.name.isdigit() and not (path / AWAITING_SUMS).exists()
+    )
+    return sorted((int(path.name) for path in steps), reverse=True)
+
+
+def locate(path: str | Path) -> Path:
+    """The folder of the checkpoint that a checkpoint argument names: a run's newest, or itself.
+
+    Raises:
+      UserError: there is none.
+    """
+    path = Path(path).absolute()
+    run = run_folder(path)
+    steps = complete_steps(run)
+    if not steps:
+        raise UserError(
+            f"no checkpoint at {path}: name a run folder (with {_CHECKPOINTS}/) or one checkpoint in it"
+        )
+    if path == run:
+        return checkpoint(run, steps[0])
+    if path.name not in map(str, steps):
+        raise UserError(f"no complete checkpoint at {path}; there are {steps[::-1]}")
+    return path
+
+
+def list_checkpoints(path: str | Path) -> list[Path]:
+    """Every complete checkpoint of a run folder, by step; of a single checkpoint, that one.
+
+    Raises:
+      UserError: there is no checkpoint there.
+    """
+    newest = locate(path)
+    if Path(path).absolute() == newest:
+        return [newest]
+    run = run_folder(newest)
+    return [checkpoint(run, step) for step in reversed(complete_steps(run))]
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The resolved config of a run."""
+    path = run / CONFIG
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {run} is not the folder of a run")
+    return json.loads(path.read_text(encoding="utf-8"))
