@@ -1,15 +1,14 @@
 """Prints what phases sample from a corpus, and plots it. Reads configs and manifests, not a single token."""
 
 import argparse
-import csv
 import runpy
 from pathlib import Path
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from mmbert_jax.data.mixture import describe
 from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.report.counts import compare
 from mmbert_jax.report.plots import plot_shares
 from mmbert_jax.report.runs import mixture_of, shares_by_language
 
@@ -73,33 +72,6 @@ def load_config(name: str) -> ConfigDict:
         raise UserError(f"--config {name}: there is no file {path}")
     get_config = runpy.run_path(path)["get_config"]
     return get_config(argument) if argument else get_config()
-
-
-def compare(shares: dict[str, float], counts: str) -> str:
-    """How far shares are from counts, over the languages that have both.
-
-    Args:
-      counts: `FILE.csv:COLUMN`.
-    """
-    path, _, column = counts.rpartition(":")
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            given = {row["language"]: float(row[column]) for row in csv.DictReader(file)}
-    except OSError as error:
-        raise UserError(f"--counts {counts}: {error}") from error
-    except KeyError as error:
-        raise UserError(f"--counts {counts}: {path} has no column {error}") from error
-    both = [language for language in shares if given.get(language)]
-    if len(both) < 2:
-        raise UserError(f"--counts {counts}: no languages in common with the phase")
-    ours = np.array([shares[language] for language in both])
-    theirs = np.array([given[language] for language in both])
-    ours, theirs = ours / ours.sum(), theirs / theirs.sum()
-    return (
-        f"against {column}, {len(both)} languages in common: total variation distance "
-        f"{np.abs(ours - theirs).sum() / 2:.3f}, correlation of log shares "
-        f"{np.corrcoef(np.log(ours), np.log(theirs))[0, 1]:.3f}"
-    )
 
 
 if __name__ == "__main__":

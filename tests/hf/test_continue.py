@@ -1,18 +1,17 @@
 """Published weights go on training: an imported folder of another shape, vocabulary and tokeniser starts a phase."""
 
 import json
-import runpy
 
 import jax
 import numpy as np
 import pytest
 from data.tiny_corpus import write_corpus
-from peers import ROOT
 from small_tokenizer import write_small_tokenizer
 from tiny import tiny_config
 
 from mmbert_jax.checkpoint import read_meta, restore_params, save_params
 from mmbert_jax.errors import UserError
+from mmbert_jax.hf.imported import import_meta
 from mmbert_jax.hf.load import load_model
 from mmbert_jax.metrics import read_metrics
 from mmbert_jax.train import train
@@ -30,7 +29,7 @@ def imported(tmp_path_factory):
     written = write_small_tokenizer(folder.parent / "tokenizer") / "tokenizer.json"
     written.rename(folder / "tokenizer.json")
     model = load_model(folder)
-    meta = runpy.run_path(str(ROOT / "tools/import_hf.py"))["import_meta"](folder, model.config)
+    meta = import_meta(folder, model.config)
     save_params(folder.parent / "imported", model.params, meta)
     return folder.parent / "imported"
 

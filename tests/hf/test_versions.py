@@ -7,7 +7,6 @@ import ast
 import dataclasses
 import gzip
 import json
-import runpy
 from pathlib import Path
 
 import jax
@@ -21,7 +20,9 @@ from small_tokenizer import write_small_tokenizer
 
 from mmbert_jax.checkpoint import restore_params, save_params
 from mmbert_jax.data.tokenizer import load_tokenizer
+from mmbert_jax.data.train_tokenizer import train
 from mmbert_jax.hf.export import export_hf
+from mmbert_jax.hf.imported import import_meta
 from mmbert_jax.hf.load import load_model
 from mmbert_jax.hf.tokenizer import to_hf_files
 from mmbert_jax.model.config import ModelConfig
@@ -99,7 +100,6 @@ def write_tokenizer_and_texts(folder: Path) -> None:
         rows = [json.loads(line) for line in lines]
     texts = [row["text"] for row in rows if row["language"] in LANGUAGES and row["section"] < 3]
     assert {row["language"] for row in rows} >= set(LANGUAGES)
-    train = runpy.run_path(str(ROOT / "tools/train_tokenizer.py"))["train"]
     sample = {"": [line for text in texts for line in text.splitlines()]}
     (folder / "sentencepiece.model").write_bytes(train(sample, 6000, 0.995))
     (folder / "tokenizer").mkdir()
@@ -206,7 +206,6 @@ def test_what_this_version_saves_comes_back_bit_for_bit(read, work):
 @pytest.mark.parametrize("name", HEADS)
 def test_round_trip_through_a_checkpoint(name, work, tmp_path):
     """Folder -> checkpoint -> folder: the same bytes, whatever the head."""
-    import_meta = runpy.run_path(str(ROOT / "tools/import_hf.py"))["import_meta"]
     folder = work / "models" / name
     model = load_model(folder)
     save_params(tmp_path / "run", model.params, import_meta(folder, model.config))

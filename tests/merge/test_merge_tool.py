@@ -223,9 +223,10 @@ def test_refuses(folders, checkpoints, tmp_path):
     output = tmp_path / "merged"
     lines = [arguments.format(**places) for arguments, _ in REFUSED.values()]
     script = """
-import runpy, sys
+import sys
 from mmbert_jax.errors import UserError
-main = runpy.run_path(sys.argv[1])["main"]
+sys.path.insert(0, sys.argv[1])
+from merge import main
 for line in sys.stdin.read().splitlines():
     sys.argv[1:] = line.split()
     try:
@@ -235,7 +236,7 @@ for line in sys.stdin.read().splitlines():
 """
     lines = [line if "--output" in line else f"{line} --output {output}" for line in lines]
     result = subprocess.run(
-        [sys.executable, "-c", script, str(TOOL)],
+        [sys.executable, "-c", script, str(TOOL.parent)],
         input="\n".join(lines),
         capture_output=True,
         text=True,

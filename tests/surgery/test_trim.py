@@ -5,7 +5,6 @@ import functools
 import gzip
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from small_tokenizer import write_small_tokenizer
 from mmbert_jax.checkpoint import save_params
 from mmbert_jax.data.cldr_text import documents
 from mmbert_jax.data.tokenizer import load_tokenizer
+from mmbert_jax.data.train_tokenizer import train
 from mmbert_jax.errors import UserError
 from mmbert_jax.hf.config import to_hf
 from mmbert_jax.hf.load import load_hf
@@ -40,7 +40,6 @@ LANGUAGES = (*KEPT, "nl", "en", "ru", "th", "hi", "ja", "ar", "sw")
 
 def train_tokenizer(sample: dict[str, list[str]], vocab_size: int, folder: Path) -> Path:
     """A tokenizer.json as tools/train_tokenizer.py makes it."""
-    train = runpy.run_path(str(ROOT / "tools" / "train_tokenizer.py"))["train"]
     folder.mkdir(exist_ok=True)
     model = folder.with_suffix(".model")
     model.write_bytes(train(sample, vocab_size, 0.9995))

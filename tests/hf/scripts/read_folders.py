@@ -8,13 +8,11 @@ the model, OUTPUT/tokens.json ids and offsets, OUTPUT/filled.txt what the announ
 this version has no class for is left out.
 """
 
-import contextlib
-import io
 import json
-import runpy
 import sys
 from pathlib import Path
 
+import fill_mask_as_announced
 import numpy as np
 import torch
 import transformers
@@ -50,11 +48,7 @@ def main() -> None:
         model.save_pretrained(output / "saved" / folder.name)
 
     if (work / "models" / "mlm").exists():
-        printed = io.StringIO()
-        sys.argv[1] = str(work / "models" / "mlm")
-        with contextlib.redirect_stdout(printed):
-            runpy.run_path(str(Path(__file__).with_name("fill_mask_as_announced.py")))
-        (output / "filled.txt").write_text(printed.getvalue())
+        (output / "filled.txt").write_text(fill_mask_as_announced.filled(work / "models" / "mlm"))
 
     if (work / "tokenizer").exists():
         tokenizer = AutoTokenizer.from_pretrained(work / "tokenizer")

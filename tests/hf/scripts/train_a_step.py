@@ -5,8 +5,8 @@
 WORK has the exported folder `model`, data as RECIPE.jsonl, and texts.json; it gets OUTPUT/RECIPE and embeddings.npy.
 """
 
+import importlib
 import json
-import runpy
 import sys
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def main() -> None:
             f"--model {work}/model --data {work}/{name}.jsonl --output {work}/trained/{name}"
         )
         arguments += " --max_steps 3 --batch_size 4 --lr 0.01"
-        runpy.run_path(str(RECIPES / f"{name}.py"))["main"](arguments.split())
+        importlib.import_module(name).main(arguments.split())
     if "dense" in names:
         from sentence_transformers import SentenceTransformer
 

@@ -1,0 +1,37 @@
+"""What a checkpoint that was made from a Hugging Face folder says of itself."""
+
+import dataclasses
+from pathlib import Path
+
+from mmbert_jax.data.tokenizer import load_tokenizer
+from mmbert_jax.hf.config import SPECIAL_IDS, HfConfig
+from mmbert_jax.hf.tokenizer import open_copied
+from mmbert_jax.model.task_heads import MLM
+
+
+def import_meta(folder: Path, config: HfConfig) -> dict:
+    """What a checkpoint records about an imported model: shape and head, origin, and its tokeniser if it has one."""
+    own_ids = config.special_ids != SPECIAL_IDS
+    meta = {
+        "config": {
+            "model": dataclasses.asdict(config.model),
+            "data": {"row_length": config.max_positions},
+        },
+        "phase": "imported",
+        "step": 0,
+        "row": 0,
+        "tokens": 0,
+        "import": {"model": str(folder.resolve())},
+    }
+    if config.head.kind != MLM:
+        meta["config"]["head"] = dataclasses.asdict(config.head)
+    if own_ids:
+        meta["config"]["special_ids"] = dict(config.special_ids)
+    if (folder / "tokenizer.json").exists():
+        tokenizer = (open_copied if own_ids else load_tokenizer)(folder)
+        meta["tokenizer"] = {
+            "sha256": tokenizer.sha256,
+            "vocab_size": tokenizer.vocab_size,
+            "path": str(folder.resolve()),
+        }
+    return meta
