@@ -7,8 +7,9 @@ import tempfile
 
 # Before jax is imported; a machine with an accelerator runs its own tests with JAX_PLATFORMS set.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# The tests compile more than they compute. LLVM does less work for them, and what one process has compiled, here or in
-# the programs that tests start, the others take from it.
+# The tests compile more than they compute. LLVM does less work for them, except for modules that say
+# `COMPILED_AS_USERS_DO = True`; and what one process has compiled, here or in the programs that tests start, the others
+# take from it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _compiled = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
@@ -20,6 +21,18 @@ import pytest
 
 # Meshes of up to eight devices in this process; not by XLA_FLAGS, which the programs that tests start would inherit.
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _optimisations(request):
+    """All of XLA's and LLVM's optimisations for a module that asks for them."""
+    if not getattr(request.module, "COMPILED_AS_USERS_DO", False):
+        yield
+        return
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(params=["cpu", "cuda"])
