@@ -116,8 +116,10 @@ FIELDS = {
     "train.batch_rows": _positive,
     # Rows that go through the model at a time on all devices together; the batch is accumulated from them.
     "train.microbatch_rows": _positive,
-    # The batch grows from this many rows to batch_rows during the first batch_warmup_tokens tokens.
+    # The batch grows from this many rows to batch_rows during the first batch_warmup_tokens tokens, by
+    # batch_warmup_stage_rows at a time.
     "train.batch_warmup_from_rows": _positive.or_else(lambda config: config.train.batch_rows),
+    "train.batch_warmup_stage_rows": _positive.or_else(lambda config: config.train.microbatch_rows),
     "train.batch_warmup_tokens": _count.or_else(0),
     # Classes whose logits are held at a time in the loss.
     "train.loss_chunk": _positive.or_else(16_000),
@@ -157,7 +159,7 @@ SOURCE_FIELDS = {"share": _above_zero}
 OPEN_SECTIONS = ("data.sources", "eval.groups")
 
 # What a run keeps from its start, unless its config says otherwise.
-_OF_THE_RUN = ("data.mixture_tokens",)
+_OF_THE_RUN = ("data.mixture_tokens", "train.batch_warmup_stage_rows")
 
 
 def read(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -170,15 +172,18 @@ def read(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises:
       UserError: there is no such file or function, or an override names no field or does not fit it.
     """
-    config = _fill(_from_file(name))
+    config = _fill(_from_file(name))  # all fields, so that all can be overridden
     values, words = flags.FlagValues(), ["", *overrides]
-    holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=words)
     try:
+        holder = config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, sys_argv=words
+        )
         rest = values(words)
     except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
-        raise UserError(
-            f"{str(error).strip()}. Overrides are given as --config.x.y=value"
-        ) from error
+        what = " ".join(str(error).strip("\"'").replace("\\n", " ").split())
+        if isinstance(error, AttributeError | KeyError):
+            what = f"the config has no field {what}"
+        raise UserError(f"{what}. Overrides are given as --config.x.y=value") from error
     if len(rest) > 1:
         raise UserError(
             f"unexpected argument {rest[1]!r}: fields of the config are given as --config.x.y=value"

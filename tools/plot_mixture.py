@@ -2,12 +2,11 @@
 
 import argparse
 import csv
-import runpy
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
+from mmbert_jax.config import load
 from mmbert_jax.data.mixture import describe
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.report.plots import plot_shares
@@ -44,7 +43,7 @@ def main() -> None:
 
     by_phase = {}
     for name in arguments.config:
-        config = load_config(name)
+        config = load(name)
         config.data.corpus = arguments.corpus
         mixture = mixture_of(config)
         print(f"{name}: {config.train.tokens:,} tokens, temperature {config.data.temperature:g}")
@@ -64,15 +63,6 @@ def main() -> None:
         ]
         plot_shares(by_phase, list(dict.fromkeys(order)), arguments.output)
         print(f"wrote {arguments.output}")
-
-
-def load_config(name: str) -> ConfigDict:
-    """The config of `FILE.py` or `FILE.py:ARGUMENT`."""
-    path, _, argument = name.partition(":")
-    if not Path(path).is_file():
-        raise UserError(f"--config {name}: there is no file {path}")
-    get_config = runpy.run_path(path)["get_config"]
-    return get_config(argument) if argument else get_config()
 
 
 def compare(shares: dict[str, float], counts: str) -> str:
