@@ -180,10 +180,10 @@ def read(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
         )
         rest = values(words)
     except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
-        what = " ".join(str(error).strip("\"'").replace("\\n", " ").split())
-        if isinstance(error, AttributeError | KeyError):
-            what = f"the config has no field {what}"
-        raise UserError(f"{what}. Overrides are given as --config.x.y=value") from error
+        what = "the config has no field " if isinstance(error, AttributeError | KeyError) else ""
+        raise UserError(
+            f"{what}{_reason(error)}. Overrides are given as --config.x.y=value"
+        ) from error
     if len(rest) > 1:
         raise UserError(
             f"unexpected argument {rest[1]!r}: fields of the config are given as --config.x.y=value"
@@ -366,6 +366,13 @@ def _place(config: ConfigDict, name: str) -> tuple[ConfigDict, str]:
             )
         config = config[section]
     return config, key
+
+
+def _reason(error: Exception) -> str:
+    """The message of an error, or of the one that it was made of, in one line."""
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    return " ".join(str(error.args[0] if error.args else error).split())
 
 
 def _named_fields(config: ConfigDict) -> dict[str, Any]:

@@ -279,7 +279,7 @@ def _note_of_length(
     if beyond:
         shown = ", ".join(f"{e.language} {e.passes:.1f}" for e in beyond[:8])
         shown += ", ..." if len(beyond) > 8 else ""
-        note += f"; so {len(beyond)} languages pass config.data.max_passes={passes:g} ({shown})"
+        note += f"; more often than config.data.max_passes={passes:g} are read: {shown}"
     return note
 
 
