@@ -92,14 +92,12 @@ def test_unknown_and_missing_fields_are_named():
 def test_what_a_config_leaves_out_has_its_default():
     """In every section; those that depend on other fields follow them."""
     given = dict(flatten(tiny_config().to_dict()))
-    config = ConfigDict({"data": {"sources": {"a": {"share": 1.0, "languages": ()}}}})
+    fields = {"data": {"sources": {"a": {"share": 1.0, "languages": ()}}}}
     for name, field in FIELDS.items():
         if field.default is None:
             section, _, key = name.rpartition(".")
-            if section:
-                config.setdefault(section, ConfigDict())[key] = given[name]
-            else:
-                config[key] = given[name]
+            (fields.setdefault(section, {}) if section else fields)[key] = given[name]
+    config = ConfigDict(fields)
     validate(config)
     full = complete(config)
     assert (full.mesh.data, full.optimizer.schedule, full.init_moments) == (-1, "stable", True)
