@@ -4,8 +4,8 @@ Reproduces in small what mmBERT's announcement reports: languages that only the 
 tokens, the others keep what they have, and a TIES merge of the three decay variants has most of both.
 
 Command, all of it:      python tools/curriculum.py            (or `bash tools/demo.sh`, which also installs)
-Command, one phase:      python -m mmbert_jax.train --config configs/demo.py:phase1,cldr --workdir RUN \\
-                             --config.data.corpus=CORPUS
+Command, one phase:      python -m mmbert_jax.train --config configs/demo.py:phase1,cldr
+                         (on the corpus of the former; later phases take --config.init_from=runs/demo/phase1)
 Planned for:             2 CPU cores, about 11 minutes; any accelerator is used if jax finds one.
 What to expect:          a table of held-out losses; README.md shows one.
 
@@ -60,8 +60,9 @@ def get_config(argument: str = "phase1,cldr") -> ConfigDict:
         )
     groups = LANGUAGES[chosen or "cldr"]
 
-    config = settings.published("base")
-    config.phase = phase
+    config = settings.published("base", phase)
+    # Where tools/curriculum.py puts them.
+    config.workdir, config.data.corpus = f"runs/demo/{phase}", "runs/demo/corpus"
     config.dtype = "float32"
     config.train.tokens, config.mask.ratio, config.data.temperature, english = PHASES[phase]
     config.model.vocab_size = 8192
@@ -98,7 +99,6 @@ def get_config(argument: str = "phase1,cldr") -> ConfigDict:
     config.data.loader_workers = 0
 
     config.eval.groups = groups
-    config.eval.batch_rows = 64 if first else 32
     config.eval.rows_per_language = 8 if first else 4
     config.eval.every_steps = 50
     config.checkpoint.every_steps = 25

@@ -5,8 +5,7 @@
 #   bash launch/tpu_pod.sh create       ask for the slice (a queued resource) and wait for it; skip it if you have one
 #   bash launch/tpu_pod.sh install      copy this checkout's last commit to every VM and install it
 #   bash launch/tpu_pod.sh train --config configs/phase1.py --workdir /shared/runs/phase1 \
-#       --config.data.corpus=/shared/corpora --config.train.microbatch_rows=1536 \
-#       --config.train.batch_warmup_from_rows=1536
+#       --config.data.corpus=/shared/corpora --config.train.microbatch_rows=1536
 #   bash launch/tpu_pod.sh log          follow the output of worker 0
 #   bash launch/tpu_pod.sh stop         SIGTERM: training saves and ends; `train` resumes it
 #   bash launch/tpu_pod.sh delete       give the slice back
@@ -26,7 +25,7 @@
 #                     once a batch by itself (docs/benchmarks/ahead.md); whatever you add, measure
 #
 # jax finds the other VMs of the slice by itself. A process that ends with status 75 (it was interrupted, and saved) is
-# started again on its VM, at the same moment as on the others. What fits on a slice: tools/compile_ahead.py.
+# started again on its VM, at the same moment as on the others, unless it gets no further (launch/restart.sh). What fits on a slice: tools/compile_ahead.py.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -84,9 +83,8 @@ install)
     trap 'rm -r "$(dirname "$archive")"' EXIT
     run git archive --output "$archive" HEAD
     run gcloud compute tpus tpu-vm scp "$archive" "$NAME:mmbert_jax.tar.gz" "${place[@]}" --worker=all
-    # jax[tpu] brings libtpu, whose version constraints.txt holds beside jax's.
     on_all "set -e; ${MOUNT:+$MOUNT; }mkdir -p mmbert_jax; tar -xzf mmbert_jax.tar.gz -C mmbert_jax; cd mmbert_jax
-bash tools/setup_env.sh; .venv/bin/python -m pip install --quiet --constraint constraints.txt 'jax[tpu]'"
+bash tools/setup_env.sh tpu"
     ;;
 train)
     [ $# -gt 0 ] || usage

@@ -7,12 +7,19 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mmbert_jax.data.pipeline import PhaseData, microbatches
-from mmbert_jax.optim.schedules import batch_rows
+from mmbert_jax.data.pipeline import PhaseData, microbatches, open_data
+from mmbert_jax.optim.schedules import batch_rows, mixture_rows, phase_rows
 from mmbert_jax.parallel.processes import RESTART
 from mmbert_jax.parallel.sharding import local_rows, put_rows
 from mmbert_jax.rollback import Stretch, next_row
+from mmbert_jax.step import phase_seed
 from mmbert_jax.watchdog import deadline
+
+
+def open_phase(config: ConfigDict) -> PhaseData:
+    """The training rows of the phase of a config; errors as of `open_data`."""
+    rows = phase_rows(config.train, config.data.row_length)
+    return open_data(config.data, rows, phase_seed(config), mixture_rows(config))
 
 
 def read_batches(

@@ -27,8 +27,13 @@ Meta = dict[str, Any]
 Tree = dict[str, Any]
 
 
-def open_manager(run: Path, keep: int) -> ocp.CheckpointManager:
-    """Opens a run's checkpoints, first clearing what a killed save left behind."""
+def open_manager(run: Path, keep: int, keep_every: int = 0) -> ocp.CheckpointManager:
+    """Opens a run's checkpoints, first clearing what a killed save left behind.
+
+    Args:
+      keep: how many are kept, the newest ones.
+      keep_every: besides, those of steps that are multiples of it, for good; 0: none.
+    """
     folder = checkpoints(run.absolute())
 
     def clear() -> None:
@@ -39,6 +44,7 @@ def open_manager(run: Path, keep: int) -> ocp.CheckpointManager:
     once(clear)
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
+        keep_period=keep_every or None,
         enable_async_checkpointing=True,
         temporary_path_class=_SummedCheckpoint,
     )

@@ -1,26 +1,42 @@
-"""What a config must hold. Every field is checked here, once, before anything else happens."""
+"""What a config holds: every field with its rule and its default. All are checked here, once, before anything else.
+
+A config file gives what its phase is about; `complete` fills in the rest. So a field that is new needs no entry in any
+config file, and a run that began before there was such a field goes on with its default.
+"""
 
 import dataclasses
 import difflib
+import importlib.util
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_dict, config_flags
 
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import write_text
-from mmbert_jax.run import CONFIG
+from mmbert_jax.run import CONFIG, read_config
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A field's type, the rule that its value must meet, and that rule in words."""
+    """A field's type, the rule that its value must meet, that rule in words, and its default.
+
+    Attributes:
+      default: a value, or a function of the config that finds one; None: a config file must give the field.
+    """
 
     type: type
     holds: Callable[[Any], bool]
     rule: str
+    default: Any = None
+
+    def or_else(self, default: Any) -> "Field":
+        return dataclasses.replace(self, default=default)
 
 
 def _choice(*allowed: str) -> Field:
@@ -43,17 +59,22 @@ _not_negative = Field(float, lambda value: value >= 0, "0 or more")
 _share = Field(float, lambda value: 0 <= value <= 1, "between 0 and 1")
 _below_one = Field(float, lambda value: 0 <= value < 1, "at least 0 and below 1")
 _ratio = Field(float, lambda value: 0 < value < 1, "between 0 and 1, neither of them")
+_switch = Field(bool, lambda value: True, "True or False")
 
 FIELDS = {
     # Seed of initialisation, masking, dropout and, with the phase's name, of the order of the data.
-    "seed": _count,
+    "seed": _count.or_else(21),
     # Name of the phase, which also enters the order of the data: two phases over one corpus read it differently.
     "phase": _text,
+    # Run folder, where `--workdir` names no other.
+    "workdir": _text.or_else(lambda config: f"runs/{config.phase}"),
     # Run folder or checkpoint that the phase starts from; empty: from scratch.
-    "init_from": _any_text,
+    "init_from": _any_text.or_else(""),
+    # Whether the optimiser goes on with the moments of that checkpoint, or starts anew.
+    "init_moments": _switch.or_else(True),
     # Compute dtype. Parameters, moments, norms and the loss are float32 in any case.
-    "dtype": _choice("bfloat16", "float32"),
-    "log_every_steps": _positive,
+    "dtype": _choice("bfloat16", "float32").or_else("bfloat16"),
+    "log_every_steps": _positive.or_else(10),
     "model.vocab_size": _positive,
     "model.hidden_size": _positive,
     "model.num_layers": _positive,
@@ -61,87 +82,167 @@ FIELDS = {
     "model.intermediate_size": _positive,
     # Keys that a local layer sees besides the query's own: 128 means |i - j| <= 64.
     "model.attention_window": Field(
-        int, lambda value: value > 0 and value % 2 == 0, "an even number above 0"
+        int, lambda value: value > 0 and value % 2 == 0, "an even number above 0", default=128
     ),
-    "model.global_every": _positive,
+    "model.global_every": _positive.or_else(3),
     "model.global_rope_theta": _above_zero,
     "model.local_rope_theta": _above_zero,
-    "model.norm_eps": _above_zero,
-    "model.attention_output_dropout": _below_one,
+    "model.norm_eps": _above_zero.or_else(1e-5),
+    "model.attention_output_dropout": _below_one.or_else(0.1),
     # Folder of a corpus, or of one corpus for each source, named like the source.
-    "data.corpus": _any_text,
+    "data.corpus": _any_text.or_else("corpora"),
     "data.row_length": Field(int, lambda value: value >= 8, "a whole number, 8 or more"),
     # A language's share of its source is proportional to (its tokens)^temperature.
     "data.temperature": Field(
         float, lambda value: 0 <= value <= 1, "between 0 (all languages alike) and 1 (as they are)"
     ),
     # Most passes over one language during the phase; what is cut off goes to the other languages of the source.
-    "data.max_passes": _above_zero,
+    "data.max_passes": _above_zero.or_else(5.0),
+    # Length of a phase by which max_passes is reckoned. A run keeps the one that it began with when train.tokens grows,
+    # and so its order of rows.
+    "data.mixture_tokens": _positive.or_else(lambda config: config.train.tokens),
     # Processes that read rows; 0 reads in threads of the training process.
-    "data.loader_workers": _count,
+    "data.loader_workers": _count.or_else(4),
     # Microbatches read ahead.
-    "data.prefetch": _positive,
+    "data.prefetch": _positive.or_else(4),
     # A run that waits for longer than this for a batch ends, to be started again.
-    "data.stall_minutes": _above_zero,
+    "data.stall_minutes": _above_zero.or_else(1.5),
     # Share of a row's tokens that are targets.
     "mask.ratio": _ratio,
-    "mask.mask_share": _share,
-    "mask.random_share": _share,
-    # Length of the phase in tokens, padding not subtracted.
+    "mask.mask_share": _share.or_else(0.8),
+    "mask.random_share": _share.or_else(0.1),
+    # Length of the phase in tokens, padding not subtracted. A run with a stable learning rate may be resumed with more.
     "train.tokens": _positive,
     "train.batch_rows": _positive,
     # Rows that go through the model at a time on all devices together; the batch is accumulated from them.
     "train.microbatch_rows": _positive,
-    # The batch grows from this many rows to batch_rows during the first batch_warmup_tokens tokens.
-    "train.batch_warmup_from_rows": _positive,
-    "train.batch_warmup_tokens": _count,
+    # The batch grows from this many rows to batch_rows during the first batch_warmup_tokens tokens, by
+    # batch_warmup_stage_rows at a time.
+    "train.batch_warmup_from_rows": _positive.or_else(lambda config: config.train.batch_rows),
+    "train.batch_warmup_stage_rows": _positive.or_else(lambda config: config.train.microbatch_rows),
+    "train.batch_warmup_tokens": _count.or_else(0),
     # Classes whose logits are held at a time in the loss.
-    "train.loss_chunk": _positive,
+    "train.loss_chunk": _positive.or_else(16_000),
     # A step with a loss or gradient that is not finite changes nothing. After this many in a row the run goes back to
     # the checkpoint before them and on behind their rows.
-    "train.max_skipped_steps": _positive,
+    "train.max_skipped_steps": _positive.or_else(10),
     "optimizer.peak_lr": _above_zero,
     # Fully decoupled: what a weight loses in a step at the peak learning rate.
     "optimizer.weight_decay": _not_negative,
-    "optimizer.b1": _below_one,
-    "optimizer.b2": _below_one,
-    "optimizer.eps": _above_zero,
-    "optimizer.warmup_tokens": _count,
-    "optimizer.schedule": _choice("stable", "one_minus_sqrt", "linear"),
+    "optimizer.b1": _below_one.or_else(0.9),
+    "optimizer.b2": _below_one.or_else(0.95),
+    "optimizer.eps": _above_zero.or_else(1e-8),
+    "optimizer.warmup_tokens": _count.or_else(0),
+    "optimizer.schedule": _choice("stable", "one_minus_sqrt", "linear").or_else("stable"),
     # Learning rate at the end of a decay, as a share of the peak.
-    "optimizer.final_lr_fraction": _share,
-    "mesh.data": _axis,
-    "mesh.fsdp": _axis,
-    "mesh.tensor": _axis,
-    "checkpoint.every_steps": _positive,
+    "optimizer.final_lr_fraction": _share.or_else(1.0),
+    "mesh.data": _axis.or_else(-1),
+    "mesh.fsdp": _axis.or_else(1),
+    "mesh.tensor": _axis.or_else(1),
+    "checkpoint.every_steps": _positive.or_else(1000),
     # A step that is logged also saves when the last save was started this long ago; 0: by steps alone.
-    "checkpoint.every_minutes": _not_negative,
+    "checkpoint.every_minutes": _not_negative.or_else(0.0),
     # Checkpoints that are kept, the newest ones.
-    "checkpoint.keep": _positive,
+    "checkpoint.keep": _positive.or_else(3),
+    # Checkpoints of every so many steps are kept for good, besides those; 0: none. A multiple of every_steps.
+    "checkpoint.keep_every_steps": _count.or_else(0),
     # Steps between evaluations on held-out rows; 0 evaluates at the end only.
-    "eval.every_steps": _count,
+    "eval.every_steps": _count.or_else(0),
     # The same in every phase, so that losses of different phases can be compared.
-    "eval.mask_ratio": _ratio,
-    "eval.rows_per_language": _positive,
-    "eval.batch_rows": _positive,
+    "eval.mask_ratio": _ratio.or_else(0.15),
+    "eval.rows_per_language": _positive.or_else(2),
+    "eval.batch_rows": _positive.or_else(lambda config: config.train.microbatch_rows),
 }
 
 # Sections whose entries the user names. A source has these fields and its languages; a group has languages alone.
 SOURCE_FIELDS = {"share": _above_zero}
 OPEN_SECTIONS = ("data.sources", "eval.groups")
 
+# What a run keeps from its start, unless its config says otherwise.
+_OF_THE_RUN = ("data.mixture_tokens", "train.batch_warmup_stage_rows")
+
+
+def read(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The config of a file with overrides applied, defaults that depend on other fields still open (None).
+
+    Args:
+      name: FILE.py, whose `get_config()` returns the config, or FILE.py:ARGUMENT for `get_config(ARGUMENT)`.
+      overrides: words of a command line, `--config.x.y=value` or `--config.x.y value`.
+
+    Raises:
+      UserError: there is no such file or function, or an override names no field or does not fit it.
+    """
+    config = _fill(_from_file(name))  # all fields, so that all can be overridden
+    values, words = flags.FlagValues(), ["", *overrides]
+    try:
+        holder = config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, sys_argv=words
+        )
+        rest = values(words)
+    except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
+        what = "the config has no field " if isinstance(error, AttributeError | KeyError) else ""
+        raise UserError(
+            f"{what}{_reason(error)}. Overrides are given as --config.x.y=value"
+        ) from error
+    if len(rest) > 1:
+        raise UserError(
+            f"unexpected argument {rest[1]!r}: fields of the config are given as --config.x.y=value"
+        )
+    return holder.value
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The complete config of a file, as `mmbert_jax.train` takes it: `read`, then `complete`."""
+    return complete(read(name, overrides))
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(overrides of config fields, the other words) of a command line."""
+    overrides, others = [], []
+    words = list(words)
+    while words:
+        word = words.pop(0)
+        if not re.match(r"--?config\.", word):
+            others.append(word)
+            continue
+        overrides.append(word)
+        if "=" not in word and words and not words[0].startswith("--"):
+            overrides.append(words.pop(0))
+    return overrides, others
+
+
+def complete(config: ConfigDict, run: Path | None = None) -> ConfigDict:
+    """A copy in which every field that was left out has its default.
+
+    Args:
+      run: the run folder, if any: fields that a run keeps from its start come from there.
+
+    Raises:
+      UserError: something else stands where a section should be.
+    """
+    config = _fill(config)
+    if run is not None and (run / CONFIG).is_file():
+        before = complete(ConfigDict(read_config(run)))
+        for name in _OF_THE_RUN:
+            section, key = _place(config, name)
+            if section[key] is None:
+                of_the_run, _ = _place(before, name)
+                section[key] = of_the_run[key]
+    for name, field in FIELDS.items():
+        section, key = _place(config, name)
+        if section[key] is None and callable(field.default):
+            section[key] = field.default(config)
+    return config
+
 
 def validate(config: ConfigDict) -> None:
-    """Checks every field of a training config.
+    """Checks every field of a training config; one that has a default may be missing.
 
     Raises:
       UserError: a field is missing, unknown, of the wrong type or out of range, or two fields contradict each other.
     """
-    given = {
-        name: value
-        for name, value in flatten(config.to_dict())
-        if not name.startswith(OPEN_SECTIONS)
-    }
+    config = complete(config)
+    given = {name: value for name, value in _named_fields(config).items() if value is not None}
     for name in given.keys() - FIELDS.keys():
         close = difflib.get_close_matches(name, FIELDS, n=1)
         hint = (
@@ -149,9 +250,10 @@ def validate(config: ConfigDict) -> None:
         )
         raise UserError(f"config.{name} is no field of a training config: {hint}")
     for name, field in FIELDS.items():
-        if name not in given:
+        if name in given:
+            _check(name, given[name], field)
+        elif not callable(field.default):  # its default waits for a field that is missing, too
             raise UserError(f"config.{name} is missing: it must be {field.rule}")
-        _check(name, given[name], field)
     _check_sources(config)
     _check_groups(config)
     _check_together(config)
@@ -164,6 +266,7 @@ def to_json(config: ConfigDict) -> str:
 
 # Fields that a run may change when it is resumed: they decide how fast it goes and what it reports, not what it learns.
 FREE_ON_RESUME = (
+    "workdir",
     "mesh.",
     "checkpoint.",
     "eval.",
@@ -172,12 +275,26 @@ FREE_ON_RESUME = (
     "data.loader_workers",
     "data.prefetch",
     "data.stall_minutes",
+    "train.microbatch_rows",
     "train.max_skipped_steps",
 )
 
 
-def check_run(config: ConfigDict, run: Path) -> None:
+def is_free(name: str) -> bool:
+    """Whether a run may be resumed with another value of a field."""
+    return any(
+        name == free or (free[-1] == "." and name.startswith(free)) for free in FREE_ON_RESUME
+    )
+
+
+def check_run(config: ConfigDict, run: Path) -> list[str]:
     """Checks that a folder is free, or belongs to the same run.
+
+    Args:
+      config: complete.
+
+    Returns:
+      What is not as it was in the run before, though it may be, a line each.
 
     Raises:
       UserError: the folder holds something else, or a run whose config differs in a field that decides the result.
@@ -188,25 +305,107 @@ def check_run(config: ConfigDict, run: Path) -> None:
             raise UserError(
                 f"{run} is not empty and is no run folder (it has no config.json): choose another --workdir"
             )
-        return
-    before, now = (
-        dict(flatten(json.loads(path.read_text()))),
-        dict(flatten(json.loads(to_json(config)))),
-    )
-    for name in sorted(before.keys() | now.keys()):
-        if before.get(name) != now.get(name) and not name.startswith(FREE_ON_RESUME):
-            raise UserError(
-                f"{run} holds a run with config.{name}={before.get(name)!r}, not {now.get(name)!r}: resume it with"
-                " the config that it was started with, or choose another --workdir"
+        return []
+    old = complete(ConfigDict(read_config(run)))
+    old_names = _named_fields(old).keys() - FIELDS.keys()
+    lines = [f"{path}: config.{name} is no longer a field: left out" for name in sorted(old_names)]
+    before, now = (dict(flatten(json.loads(to_json(each)))) for each in (old, config))
+    for name in sorted((before.keys() | now.keys()) - old_names):
+        if before.get(name) == now.get(name) or is_free(name):
+            continue
+        if name == "train.tokens" and _may_be_extended(old, config):
+            lines.append(
+                f"{run} is extended from {before[name]:,} to {now[name]:,} tokens (config.train.tokens)"
             )
+            continue
+        raise UserError(
+            f"{run} holds a run with config.{name}={before.get(name)!r}, not {now.get(name)!r}: resume it with"
+            " the config that it was started with, or choose another --workdir"
+        )
+    return lines
 
 
-def claim_run(config: ConfigDict, run: Path) -> None:
-    """Makes the run folder and writes its config.json, after `check_run`."""
-    check_run(config, run)
+def _may_be_extended(old: ConfigDict, new: ConfigDict) -> bool:
+    """Whether what a run has done so far is what a longer one would have done."""
+    return new.optimizer.schedule == "stable" and new.train.tokens > old.train.tokens
+
+
+def claim_run(config: ConfigDict, run: Path) -> list[str]:
+    """Makes the run folder and writes its config.json, after `check_run`, whose lines it returns."""
+    lines = check_run(config, run)
     run.mkdir(parents=True, exist_ok=True)
-    path = run / CONFIG
-    write_text(path, to_json(config))
+    write_text(run / CONFIG, to_json(config))
+    return lines
+
+
+def _fill(config: ConfigDict) -> ConfigDict:
+    """A copy with all sections and fields; what has no default, or one that depends on other fields, is None."""
+    filled = config.copy_and_resolve_references()
+    with filled.unlocked():
+        for name, field in FIELDS.items():
+            section, key = _place(filled, name)
+            if section.get(key) is None:
+                known = field.default is not None and not callable(field.default)
+                section[key] = field.default if known else config_dict.placeholder(field.type)
+        for name in OPEN_SECTIONS:
+            section, key = _place(filled, name)
+            if key not in section:
+                section[key] = ConfigDict()
+    return filled
+
+
+def _place(config: ConfigDict, name: str) -> tuple[ConfigDict, str]:
+    """(section, key) of a field; a section that is missing is made."""
+    *sections, key = name.split(".")
+    for section in sections:
+        if section not in config:
+            config[section] = ConfigDict()
+        if not isinstance(config[section], ConfigDict):
+            raise UserError(
+                f"config.{section}={config[section]!r} is not allowed: it must be a section, which holds config.{name}"
+            )
+        config = config[section]
+    return config, key
+
+
+def _reason(error: Exception) -> str:
+    """The message of an error, or of the one that it was made of, in one line."""
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    return " ".join(str(error.args[0] if error.args else error).split())
+
+
+def _named_fields(config: ConfigDict) -> dict[str, Any]:
+    """Every field but those of the sections whose entries the user names."""
+    return {
+        name: value
+        for name, value in flatten(config.to_dict())
+        if not any(name == place or name.startswith(f"{place}.") for place in OPEN_SECTIONS)
+    }
+
+
+def _from_file(name: str) -> ConfigDict:
+    """What `get_config` of FILE.py[:ARGUMENT] returns; the file is loaded by its path, wherever it lies."""
+    path, _, argument = name.partition(":")
+    if not Path(path).is_file():
+        raise UserError(f"--config {name}: there is no file {path}")
+    spec = importlib.util.spec_from_file_location(f"config_{Path(path).stem}", path)
+    if spec is None:
+        raise UserError(f"--config {name}: {path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(argument) if argument else module.get_config()
+    except UserError:
+        raise
+    except Exception as error:  # the user's own program
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"--config {name}: {type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+        ) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config {name}: get_config() of {path} must return a ConfigDict")
+    return config
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -220,7 +419,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def _check(name: str, value: Any, field: Field) -> None:
     numeric = field.type is float and isinstance(value, int)
     if (
-        isinstance(value, bool)
+        isinstance(value, bool) != (field.type is bool)
         or not (isinstance(value, field.type) or numeric)
         or not field.holds(value)
     ):
@@ -228,13 +427,14 @@ def _check(name: str, value: Any, field: Field) -> None:
 
 
 def _check_sources(config: ConfigDict) -> None:
-    sources = config.data.get("sources")
+    sources = _section(config.data, "data.sources")
     if not sources:
         raise UserError(
             "config.data.sources is empty: name at least one source with its share and languages"
         )
-    for source, entry in sources.items():
+    for source in sources:
         name = f"data.sources.{source}"
+        entry = _section(sources, name)
         for field in entry:
             if field not in (*SOURCE_FIELDS, "languages"):
                 raise UserError(
@@ -248,8 +448,15 @@ def _check_sources(config: ConfigDict) -> None:
 
 
 def _check_groups(config: ConfigDict) -> None:
-    for group, languages in config.eval.get("groups", {}).items():
+    for group, languages in _section(config.eval, "eval.groups").items():
         _check_languages(f"eval.groups.{group}", languages)
+
+
+def _section(parent: ConfigDict, name: str) -> ConfigDict:
+    section = parent[name.rpartition(".")[2]]
+    if not isinstance(section, ConfigDict):
+        raise UserError(f"config.{name}={section!r} is not allowed: it must be a section")
+    return section
 
 
 def _check_languages(name: str, languages: Any) -> None:
@@ -281,6 +488,11 @@ def _check_together(config: ConfigDict) -> None:
         )
     if config.mask.mask_share + config.mask.random_share > 1:
         raise UserError("config.mask.mask_share and config.mask.random_share add up to more than 1")
+    if config.checkpoint.keep_every_steps % config.checkpoint.every_steps:
+        raise UserError(
+            f"config.checkpoint.keep_every_steps={config.checkpoint.keep_every_steps} must be a multiple of"
+            f" config.checkpoint.every_steps={config.checkpoint.every_steps}, the steps that are saved"
+        )
     if train.tokens < train.batch_warmup_from_rows * config.data.row_length:
         raise UserError(
             f"config.train.tokens={train.tokens} is less than one step: {train.batch_warmup_from_rows} rows of"

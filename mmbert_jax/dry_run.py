@@ -11,11 +11,12 @@ import jax
 from ml_collections import ConfigDict
 
 from mmbert_jax import checkpoint
+from mmbert_jax.batches import open_phase
 from mmbert_jax.checks import check_start, check_tokenizer
 from mmbert_jax.checksums import damage, sha256
-from mmbert_jax.config import check_run, validate
+from mmbert_jax.config import check_run, complete, validate
 from mmbert_jax.data.mixture import describe
-from mmbert_jax.data.pipeline import PhaseData, held_out_batches, open_data
+from mmbert_jax.data.pipeline import PhaseData, held_out_batches
 from mmbert_jax.errors import UserError
 from mmbert_jax.metrics import si
 from mmbert_jax.optim.schedules import phase_rows, phase_steps
@@ -23,7 +24,7 @@ from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.sharding import local_rows
 from mmbert_jax.run import checkpoint as checkpoint_folder
 from mmbert_jax.run import complete_steps
-from mmbert_jax.step import abstract_state, compile_train_step, phase_seed
+from mmbert_jax.step import abstract_state, compile_train_step
 
 
 def dry_run(config: ConfigDict, workdir: Path) -> bool:
@@ -34,6 +35,7 @@ def dry_run(config: ConfigDict, workdir: Path) -> bool:
     Returns:
       Whether all is well.
     """
+    config = complete(config, workdir)
     found: dict[str, Any] = {}
     failed: list[str] = []
 
@@ -86,9 +88,7 @@ def _mesh(config: ConfigDict) -> tuple[jax.sharding.Mesh, str]:
 
 
 def _data(config: ConfigDict) -> tuple[PhaseData, str]:
-    data = open_data(
-        config.data, phase_rows(config.train, config.data.row_length), phase_seed(config)
-    )
+    data = open_phase(config)
     return data, describe(data.mixture)
 
 
@@ -115,7 +115,8 @@ def _held_out(config: ConfigDict) -> tuple[bool, str]:
 
 
 def _run(config: ConfigDict, workdir: Path) -> tuple[Path | None, str]:
-    check_run(config, workdir)
+    for line in check_run(config, workdir):
+        print(line)
     steps = complete_steps(workdir)
     if not steps:
         return None, f"{workdir} is free"
@@ -142,17 +143,20 @@ def _start(
 
 def _disk(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path) -> tuple[bool, str]:
     """Room for the checkpoints that are kept and the one that is being written."""
+    kept, forever = config.checkpoint.keep + 1, config.checkpoint.keep_every_steps
+    if forever:
+        kept += phase_steps(config.train, config.data.row_length) // forever
     one = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract_state(config, mesh)))
     folder = workdir.absolute()
     used = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     while not folder.exists():
         folder = folder.parent
-    needed = max((config.checkpoint.keep + 1) * one - used, one)
+    needed = max(kept * one - used, one)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{folder} has {si(free)}B free, and {config.checkpoint.keep + 1} checkpoints of {si(one)}B need"
-            f" {si(needed)}B more: make room, or set config.checkpoint.keep lower"
+            f"{folder} has {si(free)}B free, and {kept} checkpoints of {si(one)}B need"
+            f" {si(needed)}B more: make room, or keep fewer (config.checkpoint.keep, keep_every_steps)"
         )
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder} cannot be written to: choose another --workdir")

@@ -18,9 +18,9 @@ from mmbert_jax.run import SKIPPED_ROWS, checkpoint, complete_steps, list_checkp
 
 # Stretches that are skipped from one checkpoint on before the run gives up.
 MAX_TRIES = 3
-_NOT_FINITE = "no finite gradients"
+_NOT_FINITE, _BY_HAND = "no finite gradients", "by hand"
 
-# {"step": checkpoint that the run went back to, "first", "stop": the rows, "reason"}
+# {"step": checkpoint that the run went back to, "first", "stop": the rows, "reason"; by hand, "skip_rows" as asked for}
 Stretch = dict[str, Any]
 
 
@@ -75,9 +75,12 @@ def skip_bad_stretch(run: Path, good_step: int, stop: int, rows: int) -> str:
 
 
 def roll_back(run: Path, step: int, skip_rows: int, microbatch_rows: int, rows: int) -> str:
-    """Goes back to the checkpoint at `step` and on `skip_rows` rows later, rounded up to whole microbatches.
+    """Goes back to the checkpoint at `step` and on `skip_rows` rows later.
 
-    Asked for again, as a restarted job does, it changes nothing.
+    Asked for again, as a restarted job does, it changes nothing, be that checkpoint there still or not.
+
+    Args:
+      microbatch_rows: to these, earlier versions rounded up what they skipped.
 
     Returns:
       What was done, in a sentence.
@@ -85,12 +88,25 @@ def roll_back(run: Path, step: int, skip_rows: int, microbatch_rows: int, rows: 
     Raises:
       UserError: there is no such checkpoint, or no row would be left.
     """
-    first = _row_of(run, step)
-    stop = first - (-skip_rows // microbatch_rows) * microbatch_rows
-    asked = {"step": step, "first": first, "stop": stop, "reason": "by hand"}
-    if asked in read_stretches(run):
-        return f"went back to step {step} before, skipping rows {first} to {stop}: nothing to do"
-    return _go_back(run, step, stop, rows, "by hand")
+    if done := _done_before(read_stretches(run), step, skip_rows, microbatch_rows):
+        return f"went back to step {step} before, skipping rows {done['first']} to {done['stop']}: nothing to do"
+    stop = _row_of(run, step) + skip_rows
+    return _go_back(run, step, stop, rows, _BY_HAND, skip_rows=skip_rows)
+
+
+def _done_before(
+    stretches: Sequence[Stretch], step: int, skip_rows: int, microbatch_rows: int
+) -> Stretch | None:
+    """The stretch that the same request noted, unless the run has gone back further since."""
+    for stretch in reversed(stretches):
+        if stretch["step"] < step:
+            return None
+        if stretch["step"] == step and stretch["reason"] == _BY_HAND:
+            rounded = -(-skip_rows // microbatch_rows) * microbatch_rows
+            asked = skip_rows if "skip_rows" in stretch else rounded
+            if stretch["stop"] - stretch["first"] == asked:
+                return stretch
+    return None
 
 
 def _row_of(run: Path, step: int) -> int:
@@ -101,7 +117,7 @@ def _row_of(run: Path, step: int) -> int:
     return read_meta(folder)["row"]
 
 
-def _go_back(run: Path, step: int, stop: int, rows: int, reason: str) -> str:
+def _go_back(run: Path, step: int, stop: int, rows: int, reason: str, **note: int) -> str:
     first = _row_of(run, step)
     if stop >= rows:
         raise UserError(
@@ -111,7 +127,7 @@ def _go_back(run: Path, step: int, stop: int, rows: int, reason: str) -> str:
     newer = [path for path in reversed(list_checkpoints(run)) if int(path.name) > step]
     for path in newer:
         path.rename(_free_name(path.with_name(f"rolled-back-{path.name}")))
-    stretch = {"step": step, "first": first, "stop": stop, "reason": reason}
+    stretch = {"step": step, "first": first, "stop": stop, "reason": reason, **note}
     write_json(run / SKIPPED_ROWS, [*read_stretches(run), stretch])
     aside = f"; set aside {len(newer)} newer checkpoints as rolled-back-STEP" if newer else ""
     return f"back to step {step}, skipping rows {first} to {stop}{aside}"

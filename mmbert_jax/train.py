@@ -1,11 +1,11 @@
 """Trains one phase of the curriculum.
 
-    python -m mmbert_jax.train --config configs/phase2.py --workdir runs/phase2 \
-        --config.data.corpus=CORPUS --config.init_from=runs/phase1
+    python -m mmbert_jax.train --config configs/phase2.py
 
-Any field of the config can be given on the command line as `--config.x.y=value`. The same command, run again, resumes
-from the newest checkpoint in the run folder and repeats, bit for bit, what an uninterrupted run would have done. In a
-job of several processes, each of them runs this command; launch/ has ways to start them.
+Any field of the config can be given on the command line as `--config.x.y=value`, and the run folder as `--workdir RUN`.
+The same command, run again, resumes from the newest checkpoint in the run folder and repeats, bit for bit, what an
+uninterrupted run would have done. In a job of several processes, each of them runs this command; launch/ has ways to
+start them.
 """
 
 import errno
@@ -20,17 +20,17 @@ import numpy as np
 from absl import app, flags, logging
 from clu import parameter_overview
 from jax.sharding import Mesh
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from mmbert_jax import checkpoint
-from mmbert_jax.batches import read_batches
+from mmbert_jax.batches import open_phase, read_batches
 from mmbert_jax.checks import check_start, check_tokenizer
-from mmbert_jax.config import claim_run, validate
+from mmbert_jax.config import claim_run, complete, read, split_overrides, validate
 from mmbert_jax.data.mixture import describe
-from mmbert_jax.data.pipeline import PhaseData, first_rows, open_data
+from mmbert_jax.data.pipeline import PhaseData, first_rows
 from mmbert_jax.dry_run import dry_run
 from mmbert_jax.errors import UserError, run_main
-from mmbert_jax.evaluate.heldout import by_group, evaluate, group_table
+from mmbert_jax.evaluate.heldout import Results, by_group, evaluate, group_table
 from mmbert_jax.flops import forward_flops_per_token
 from mmbert_jax.goodput import Timeline, process_start, summary
 from mmbert_jax.kernels import attention
@@ -43,16 +43,23 @@ from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.processes import everywhere, once
 from mmbert_jax.parallel.sharding import local_rows
 from mmbert_jax.profile import StepTrace, parse_steps
+from mmbert_jax.report.runs import step_groups
 from mmbert_jax.rollback import next_row, read_stretches, roll_back, skip_bad_stretch
 from mmbert_jax.run import checkpoint as checkpoint_folder
-from mmbert_jax.run import checkpoints
-from mmbert_jax.step import State, abstract_state, compile_train_step, init_state, phase_seed
-from mmbert_jax.step_log import Record, SkippedSteps, StepLog, read
+from mmbert_jax.run import checkpoints, complete_steps
+from mmbert_jax.step import State, abstract_state, compile_train_step, init_state
+from mmbert_jax.step_log import Record, SkippedSteps, StepLog
+from mmbert_jax.step_log import read as read_record
 
-_CONFIG = config_flags.DEFINE_config_file(
+_CONFIG = flags.DEFINE_string(
     "config", None, "Config file, e.g. configs/phase1.py or configs/phase1.py:small."
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Run folder: config, metrics and checkpoints.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Run folder: config, metrics and checkpoints. Default: config.workdir."
+)
+_NEWEST_STEP = flags.DEFINE_boolean(
+    "newest_step", False, "Print the step of the run's newest checkpoint, -1 for none, and end."
+)
 _DRY_RUN = flags.DEFINE_boolean(
     "dry_run",
     False,
@@ -62,7 +69,10 @@ _ROLLBACK = flags.DEFINE_integer(
     "rollback_to_step", None, "Go back to the checkpoint of this step; newer ones are set aside."
 )
 _SKIP_ROWS = flags.DEFINE_integer(
-    "skip_rows", 0, "With --rollback_to_step: go on this many rows later in the data."
+    "skip_rows",
+    0,
+    "With --rollback_to_step: go on this many rows later in the data.",
+    lower_bound=0,
 )
 _PROFILE_STEPS = flags.DEFINE_string(
     "profile_steps", None, "FIRST:LAST, steps whose profiler trace is written into RUN/profile."
@@ -90,6 +100,7 @@ def train(
     """Runs a phase to its end, from wherever its run folder says that it stands.
 
     Args:
+      config: need not be complete.
       rollback: (step, rows): go back to the checkpoint of that step and on so many rows later.
       began: Unix time at which the program began, for the account of time in the run folder; None: now.
       profile_steps: first and last of the steps to trace.
@@ -99,6 +110,7 @@ def train(
     """
     clock = Timeline(began)
     # --- config: everything that can be wrong is refused before anything is written ---
+    config = complete(config, workdir)
     validate(config)
     row_length, train_config = config.data.row_length, config.train
     rows, steps = phase_rows(train_config, row_length), phase_steps(train_config, row_length)
@@ -110,7 +122,7 @@ def train(
     say(describe_mesh(config, mesh))
 
     # --- data: every row of the phase is known by its number ---
-    data = everywhere(lambda: open_data(config.data, rows, phase_seed(config)))
+    data = everywhere(lambda: open_phase(config))
     say(describe(data.mixture))
     check_tokenizer(config, data)
     seconds_of_a_token = time_at_peak(config, mesh, data)
@@ -119,11 +131,13 @@ def train(
     abstract = abstract_state(config, mesh)
     if config.init_from and not once(lambda: checkpoints(workdir).is_dir()):
         everywhere(lambda: check_start(config, data, abstract))
-    once(lambda: claim_run(config, workdir))
+    for line in once(lambda: claim_run(config, workdir)):
+        say(line)
     if rollback:
         say(once(lambda: roll_back(workdir, *rollback, train_config.microbatch_rows, rows)))
     stretches = once(lambda: read_stretches(workdir))
-    manager = checkpoint.open_manager(workdir, config.checkpoint.keep)
+    kept = config.checkpoint.keep, config.checkpoint.keep_every_steps
+    manager = checkpoint.open_manager(workdir, *kept)
     state, start = restore_or_start(config, mesh, manager, abstract)
     step, row = start["step"], next_row(start["row"], stretches)
     parameters = parameter_overview.count_parameters(state["params"])
@@ -132,7 +146,7 @@ def train(
         f" {train_config.batch_rows} x {row_length}, {config.mask.ratio:.0%} masked; from step {step}"
     )
     if row >= rows:
-        say(f"phase {config.phase} is complete already: nothing to do")
+        evaluate_last(config, mesh, state, workdir, step)
         return
 
     # --- the step, compiled before the first batch is there ---
@@ -158,13 +172,13 @@ def train(
     skipped = SkippedSteps(train_config.max_skipped_steps, start["skipped_in_a_row"])
     stop_asked, stopping = processes.watch_for_stop(), False
     saved_at = time.monotonic()
-    groups: dict[str, Any] = {}
+    groups = start.get("held_out_groups", {})
 
     def finish(record: Record | None) -> None:
         """Waits for a step, logs it, and goes back to a checkpoint when too many have had no finite gradient."""
         if record is None:
             return
-        record = read(record)
+        record = read_record(record)
         if record["skipped"]:
             say(f"step {record['step']} had no finite gradient and changed nothing")
         if skipped.see(record):
@@ -216,15 +230,6 @@ def train(
             finish(dispatched)
             dispatched = None
             clock.book("step")
-        if evaluating:
-            results = held_out(state["params"])
-            groups = by_group(results, config.eval.groups)
-            if writer:
-                place = {"step": step, "tokens": row * row_length}
-                writer.write({**place, "held_out": results, "held_out_groups": groups})
-            say(group_table(groups))
-            clock.book("evaluation")
-            clock.record(step)
         # Among skipped steps there is nothing new to save, and what might be gone back to has to stay.
         if (saving and not skipped.in_a_row) or last or stopping:
             meta = describe_checkpoint(config, data, step, row, start["history"], groups)
@@ -232,6 +237,11 @@ def train(
             saved_at = time.monotonic()
             checkpoint.save(manager, step, state, meta)
             clock.book("checkpoint")
+            clock.record(step)
+        # After the save, which nothing that goes wrong here can cost.
+        if evaluating:
+            groups = record_held_out(config, held_out(state["params"]), writer, step, row)
+            clock.book("evaluation")
             clock.record(step)
 
     # --- end ---
@@ -275,6 +285,32 @@ def time_at_peak(config: ConfigDict, mesh: Mesh, data: PhaseData) -> float | Non
     return sum(flops.values()) / peak / mesh.size
 
 
+def record_held_out(
+    config: ConfigDict, results: Results, writer: MetricsWriter | None, step: int, row: int
+) -> dict[str, Any]:
+    """Writes and prints the results of an evaluation; returns those of the groups of languages."""
+    groups = by_group(results, config.eval.groups)
+    if writer:
+        place = {"step": step, "tokens": row * config.data.row_length}
+        writer.write({**place, "held_out": results, "held_out_groups": groups})
+    say(group_table(groups))
+    return groups
+
+
+def evaluate_last(config: ConfigDict, mesh: Mesh, state: State, workdir: Path, step: int) -> None:
+    """What may be missing of a run whose last step is saved: the evaluation after it."""
+    if once(lambda: step_groups(workdir, step) is not None):
+        say(f"phase {config.phase} is complete already: nothing to do")
+        return
+    say(f"phase {config.phase} is complete but for the evaluation after its last step")
+    results = evaluate(config, mesh)(state["params"])
+    writer = MetricsWriter(workdir, step) if jax.process_index() == 0 else None
+    rows = phase_rows(config.train, config.data.row_length)
+    record_held_out(config, results, writer, step, rows)
+    if writer:
+        writer.close()
+
+
 def is_multiple(step: int, every: int) -> bool:
     """Whether something that is due every so many steps is due; 0 means never."""
     return bool(every) and step % every == 0
@@ -286,7 +322,8 @@ def restore_or_start(
     """The state to go on from, and where it stands: `step`, `row`, `skipped_in_a_row` and `history`, the phases before.
 
     1. The run folder has a checkpoint: resume it, moments, step, row counter and all.
-    2. `config.init_from` names a checkpoint: its parameters, and its moments where it has them, at row 0 of this phase.
+    2. `config.init_from` names a checkpoint: its parameters, and its moments where it has them and
+       `config.init_moments` wants them, at row 0 of this phase.
     3. Neither: initialise from the seed.
     """
     resumed = checkpoint.restore_latest(manager, abstract)
@@ -297,9 +334,11 @@ def restore_or_start(
     new = {"step": 0, "row": 0, "skipped_in_a_row": 0, "history": []}
     if not config.init_from:
         return init_state(config, mesh), new
-    state, meta = checkpoint.restore_for_phase(config.init_from, abstract)
+    wanted = abstract if config.init_moments else {"params": abstract["params"]}
+    state, meta = checkpoint.restore_for_phase(config.init_from, wanted)
     if "optimizer" not in state:
-        say(f"{config.init_from} has no optimiser state: the moments start from zero")
+        why = "has no optimiser state" if config.init_moments else "gives its parameters alone"
+        say(f"{config.init_from} {why}: the moments start from zero")
         state = {"params": state["params"], "optimizer": init_state(config, mesh)["optimizer"]}
     say(f"starting from {config.init_from}, phase {meta['phase']}, step {meta['step']}")
     past = {name: meta[name] for name in ("phase", "step", "tokens")}
@@ -330,12 +369,16 @@ def say(text: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise UserError(
-            f"unexpected argument {argv[1]!r}: fields of the config are given as --config.x.y=value"
-        )
-    if _CONFIG.value is None or _WORKDIR.value is None:
-        raise UserError("--config FILE and --workdir RUN are required")
+    if _CONFIG.value is None:
+        raise UserError("--config FILE is required")
+    overrides = argv[1:]
+    config = read(_CONFIG.value, overrides)
+    if _WORKDIR.value:
+        config.workdir = _WORKDIR.value
+    workdir = Path(complete(config).workdir)
+    if _NEWEST_STEP.value:
+        print(max(complete_steps(workdir), default=-1))
+        return
     if _ROLLBACK.value is None and _SKIP_ROWS.value:
         raise UserError("--skip_rows needs --rollback_to_step, which says where to skip them")
     rollback = None if _ROLLBACK.value is None else (_ROLLBACK.value, _SKIP_ROWS.value)
@@ -343,12 +386,14 @@ def main(argv: list[str]) -> None:
     place = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     processes.join(*place, heartbeat_seconds=_HEARTBEAT.value)
     with processes.ending_together():
+        for line in defaults_taken(complete(config), workdir, overrides):
+            say(line)
         if _DRY_RUN.value:
-            sys.exit(0 if dry_run(_CONFIG.value, Path(_WORKDIR.value)) else 1)
+            sys.exit(0 if dry_run(config, workdir) else 1)
         try:
             train(
-                _CONFIG.value,
-                Path(_WORKDIR.value),
+                config,
+                workdir,
                 rollback,
                 began=process_start(),
                 profile_steps=parse_steps(_PROFILE_STEPS.value),
@@ -357,18 +402,31 @@ def main(argv: list[str]) -> None:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise UserError(
-                f"writing to {_WORKDIR.value} failed: {error.strerror}. Make room, then run the same command again"
+                f"writing to {workdir} failed: {error.strerror}. Make room, then run the same command again"
             ) from error
 
 
+def defaults_taken(config: ConfigDict, workdir: Path, overrides: list[str]) -> list[str]:
+    """A line for each place that the command line does not name, with the words that would."""
+    given = " ".join(overrides)
+    lines = []
+    if _WORKDIR.value is None and "config.workdir" not in given:
+        lines.append(f"run folder: {workdir}  (another: --workdir RUN)")
+    if "config.data.corpus" not in given:
+        lines.append(f"corpus: {config.data.corpus}  (another: --config.data.corpus=FOLDER)")
+    if "config.init_from" not in given:
+        start = config.init_from or "nothing, from scratch"
+        lines.append(f"starts from: {start}  (another: --config.init_from=RUN)")
+    return lines
+
+
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses flags; what config_flags raises for a bad override becomes an error that names it."""
+    """Parses this program's flags; the words that override fields of the config are left, for `main`."""
+    overrides, others = split_overrides(argv)
     try:
-        return flags.FLAGS(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
-        raise UserError(
-            f"{error}. Overrides stand after --config FILE, as --config.x.y=value"
-        ) from error
+        return [*flags.FLAGS(others), *overrides]
+    except flags.Error as error:
+        raise UserError(str(error)) from error
 
 
 if __name__ == "__main__":

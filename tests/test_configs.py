@@ -1,24 +1,16 @@
 """The configs hold the published values, and every one of them is a valid config."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import pytest
 
-from configs import decay_110, decay_all, decay_english, demo, phase1, phase2
-from mmbert_jax.config import validate
+from mmbert_jax.config import load, validate
 from mmbert_jax.errors import UserError
+from mmbert_jax.recipe import settings
+from mmbert_jax.recipe.settings import PHASES
 
-ROOT = Path(__file__).resolve().parents[1]
-PUBLISHED = {
-    "phase1": phase1,
-    "phase2": phase2,
-    "decay_english": decay_english,
-    "decay_110": decay_110,
-    "decay_all": decay_all,
-}
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Written down from the published configurations and the paper, not read from ours:
 # (phase, size): row length, RoPE base, tokens, mask ratio, temperature, learning rate, weight decay, tokens of the
 # learning rate's and of the batch size's warm-up, schedule, last learning rate as a share of the first.
@@ -41,8 +33,7 @@ PHASE_VALUES = {
 
 @pytest.mark.parametrize(("phase", "size"), PHASE_VALUES)
 def test_published_values(phase, size):
-    config = PUBLISHED[phase].get_config(size)
-    config.data.corpus = "corpora"
+    config = load(f"{CONFIGS}/{phase}.py:{size}")
     validate(config)
     optimizer = config.optimizer
     assert PHASE_VALUES[phase, size] == (
@@ -75,8 +66,8 @@ def test_size_is_the_published_model(size, shape, parameters):
     from mmbert_jax.model.config import ModelConfig
     from mmbert_jax.model.heads import init_params
 
-    for phase in PUBLISHED.values():
-        model = phase.get_config(size).model
+    for phase in PHASES:
+        model = load(f"{CONFIGS}/{phase}.py:{size}").model
         assert (model.hidden_size, model.num_heads) == shape
         assert (model.num_layers, model.intermediate_size, model.vocab_size) == (22, 1152, 256_000)
         assert (model.attention_window, model.global_every, model.norm_eps) == (128, 3, 1e-5)
@@ -85,24 +76,23 @@ def test_size_is_the_published_model(size, shape, parameters):
         assert sum(leaf.size for leaf in jax.tree.leaves(tree)) == parameters
 
 
-@pytest.mark.parametrize("phase", PUBLISHED)
+@pytest.mark.parametrize("phase", PHASES)
 def test_default_size_is_base(phase):
-    assert PUBLISHED[phase].get_config() == PUBLISHED[phase].get_config("base")
+    assert load(f"{CONFIGS}/{phase}.py") == load(f"{CONFIGS}/{phase}.py:base")
 
 
 def test_unknown_size_is_refused():
     with pytest.raises(UserError, match="'large'.*:small or :base"):
-        phase2.get_config("large")
+        load(f"{CONFIGS}/phase2.py:large")
 
 
 @pytest.mark.parametrize("languages", ["cldr", "published"])
-@pytest.mark.parametrize("phase", PUBLISHED)
+@pytest.mark.parametrize("phase", PHASES)
 def test_demo_follows_the_published_curriculum(phase, languages):
     """Same phases, mask ratios, temperatures and RoPE bases; the later the phase, the more languages."""
-    config = demo.get_config(f"{phase},{languages}")
-    config.data.corpus = "corpus"
+    config = load(f"{CONFIGS}/demo.py:{phase},{languages}")
     validate(config)
-    published = PUBLISHED[phase].get_config("base")
+    published = load(f"{CONFIGS}/{phase}.py:base")
     assert config.phase == published.phase
     assert config.mask == published.mask
     assert config.data.temperature == published.data.temperature
@@ -123,22 +113,30 @@ def test_demo_follows_the_published_curriculum(phase, languages):
 )
 def test_unknown_demo_argument_is_refused(argument, message):
     with pytest.raises(UserError, match=message):
-        demo.get_config(argument)
+        load(f"{CONFIGS}/demo.py:{argument}")
 
 
-def test_config_files_load_from_any_directory(tmp_path):
-    """A config file imports its neighbours wherever the command is typed, and its fields can be overridden."""
-    program = (
-        "from absl import app; from ml_collections import config_flags\n"
-        "CONFIG = config_flags.DEFINE_config_file('config')\n"
-        "app.run(lambda _: print(CONFIG.value.model.hidden_size, CONFIG.value.train.tokens))"
-    )
-    flags = [f"--config={ROOT / 'configs/phase2.py'}:small", "--config.train.tokens=7"]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *flags],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (0, "384 7\n"), done.stderr
+@pytest.mark.parametrize("size", ["base", "small"])
+def test_phases_follow_each_other_without_a_word(size):
+    """Run folders, corpora and the run to start from, as each phase's command takes them when typed as it stands."""
+    suffix = "" if size == "base" else "-small"
+    starts_from = {"phase1": None, "phase2": "phase1"}
+    for phase in PHASES:
+        config = load(f"{CONFIGS}/{phase}.py:{size}")
+        assert (config.workdir, config.data.corpus) == (f"runs/{phase}{suffix}", "corpora")
+        before = starts_from.get(phase, "phase2")
+        assert config.init_from == (f"runs/{before}{suffix}" if before else "")
+        argument = ":small" if suffix else ""
+        command = f"python -m mmbert_jax.train --config configs/{phase}.py{argument}"
+        assert settings.command(config.workdir) == command
+    assert settings.command("runs/mine") is None
+
+
+def test_a_users_own_configs_package_is_not_in_the_way(tmp_path, monkeypatch):
+    """A folder `configs` in the working directory, from which Python imports first."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "__init__.py").write_text("raise ImportError('a package of the user')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = load(f"{CONFIGS}/demo.py", ["--config.train.tokens=7"])
+    assert (config.phase, config.train.tokens) == ("phase1", 7)

@@ -1,6 +1,7 @@
 """Rows that spoil a run: skipped after enough bad steps, by hand, and not for ever."""
 
 import json
+import shutil
 import signal
 
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from mmbert_jax.metrics import read_metrics
 from mmbert_jax.model.masking import mask_tokens
 from mmbert_jax.optim.schedules import phase_rows
 from mmbert_jax.parallel.processes import RESTART
-from mmbert_jax.run import SKIPPED_ROWS, list_checkpoints
+from mmbert_jax.run import SKIPPED_ROWS, checkpoint, list_checkpoints
 from mmbert_jax.step import compile_train_step
 from mmbert_jax.train import train
 
@@ -81,7 +82,7 @@ def test_going_back_by_hand(run):
     steps = [int(path.name) for path in list_checkpoints(run.folder)]
     assert steps == [8, 10, 12]
     losses = [r["loss"] for r in read_metrics(run.folder) if "loss" in r]
-    assert run(by_hand=(8, 20)) == 0
+    assert run(by_hand=(8, 24)) == 0
     assert steps_by_row(run.folder) == [*range(16, 129, 16), 168, 184, 192]
     assert [r["loss"] for r in read_metrics(run.folder) if "loss" in r][:8] == losses[:8]
     names = {path.name for path in (run.folder / "checkpoints").iterdir()}
@@ -90,14 +91,54 @@ def test_going_back_by_hand(run):
     assert (stretch["first"], stretch["stop"]) == (128, 152)
     # A restarted job says the same again: it has been done.
     before = sorted(run.folder.rglob("*"))
-    assert run(by_hand=(8, 20)) == 0
+    assert run(by_hand=(8, 24)) == 0
     assert sorted(run.folder.rglob("*")) == before
     with pytest.raises(
         UserError, match=r"no checkpoint at step 9 to go back to; there are \[8, 10, 11\]"
     ):
-        run(by_hand=(9, 20))
+        run(by_hand=(9, 24))
     with pytest.raises(UserError, match="of the phase's 192 rows none is left"):
         run(by_hand=(8, 64))
+
+
+def fake_run(folder, rows):
+    """A run folder with checkpoints of nothing but their row."""
+    for step, row in rows.items():
+        path = checkpoint(folder, step) / "meta" / "metadata"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps({"row": row}))
+    return folder
+
+
+def test_a_rollback_that_was_done_is_recognised(tmp_path):
+    """Said again by a launcher, as often as it likes, also when `keep` has removed the checkpoint long since."""
+    run = fake_run(tmp_path / "run", {8: 128, 10: 160})
+    back = rollback.roll_back(run, 8, 20, 8, 1000)  # any number of rows, not whole microbatches
+    assert "skipping rows 128 to 148; set aside 1 newer" in back
+    noted = rollback.read_stretches(run)
+    assert (noted[0]["first"], noted[0]["stop"]) == (128, 148)
+    shutil.rmtree(checkpoint(run, 8))
+    fake_run(run, {30: 500})
+    assert "went back to step 8 before" in rollback.roll_back(run, 8, 20, 8, 1000)
+    assert rollback.read_stretches(run) == noted
+    with pytest.raises(UserError, match="no checkpoint at step 8 to go back to"):
+        rollback.roll_back(run, 8, 24, 8, 1000)  # another request
+    # Asked for after the run has gone back further, it is a new one.
+    fake_run(run, {4: 64})
+    rollback.roll_back(run, 4, 0, 8, 1000)
+    fake_run(run, {8: 130})
+    assert "skipping rows 130 to 150" in rollback.roll_back(run, 8, 20, 8, 1000)
+    assert len(rollback.read_stretches(run)) == 3
+
+
+def test_a_rollback_of_an_older_version_is_recognised(tmp_path):
+    """It rounded the rows up to whole microbatches, and did not note what it had been asked for."""
+    run = fake_run(tmp_path / "run", {30: 500})
+    old = {"step": 8, "first": 128, "stop": 152, "reason": "by hand"}
+    (run / SKIPPED_ROWS).write_text(json.dumps([old]))
+    assert "went back to step 8 before" in rollback.roll_back(run, 8, 20, 8, 1000)
+    with pytest.raises(UserError, match="no checkpoint at step 8 to go back to"):
+        rollback.roll_back(run, 8, 30, 8, 1000)
 
 
 # A row of every step from row 64 on.

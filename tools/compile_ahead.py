@@ -32,10 +32,9 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import jax
 import numpy as np
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from mmbert_jax.config import validate
+from mmbert_jax.config import load, validate
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.flops import forward_flops_per_token, segments
 from mmbert_jax.kernels import attention
@@ -69,27 +68,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--hlo", type=Path, help="file for the text of the compiled program")
     arguments, overrides = parser.parse_known_args()
-    config = read_config(arguments.config, overrides)
+    config = load(arguments.config, overrides)
+    validate(config)
     report = plan(config, arguments.topology, arguments.document, arguments.hlo)
     print("\n".join(lines(report)))
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(report, indent=1) + "\n")
     sys.exit(0 if report["fits"] else 1)
-
-
-def read_config(path: str, overrides: list[str]) -> ConfigDict:
-    """The config with its overrides, as `mmbert_jax.train` reads it."""
-    values, command = flags.FlagValues(), ["compile_ahead", f"--config={path}", *overrides]
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
-    try:
-        rest = values(command)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
-        raise UserError(f"{error}. Overrides are given as --config.x.y=value") from error
-    if len(rest) > 1:
-        raise UserError(f"unexpected argument {rest[1]!r}: see --help")
-    validate(holder.value)
-    return holder.value
 
 
 def plan(config: ConfigDict, topology: str, document: int, hlo: Path | None = None) -> dict:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs import demo
+from mmbert_jax.config import load
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.metrics import duration
 from mmbert_jax.report.examples import masked_examples
@@ -68,7 +68,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument(
         "--languages",
-        choices=sorted(demo.LANGUAGES),
+        choices=("cldr", "published"),
         default="cldr",
         help="which language enters in which phase: lists of CLDR codes, or the published ones of ISO 639-3 codes",
     )
@@ -96,12 +96,13 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
 def commands(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, str]:
     """Name of each step -> its command line, in the order in which they run."""
     python, tools = (shlex.quote(relative(path)) for path in (Path(sys.executable), ROOT / "tools"))
-    config = shlex.quote(relative(ROOT / "configs" / "demo.py"))
+    demo = ROOT / "configs" / "demo.py"
+    config = shlex.quote(relative(demo))
     out, text_field, language_field = map(
         shlex.quote, (str(args.output), args.text_field, args.language_field)
     )
     text = shlex.join(args.input) if args.input else f"{out}/text.jsonl"
-    phases = {phase: demo.get_config(f"{phase},{args.languages}") for phase in STARTS_FROM}
+    phases = {phase: load(f"{demo}:{phase},{args.languages}") for phase in STARTS_FROM}
     row_lengths = sorted({phase.data.row_length for phase in phases.values()})
 
     steps = {}

@@ -13,6 +13,7 @@ from mmbert_jax.hf.export import DTYPES, check_output, export_hf
 from mmbert_jax.hf.model_card import auto_class
 from mmbert_jax.hf.tokenizer import copied_tokenizer
 from mmbert_jax.inference.checkpoint_tokenizer import checkpoint_tokenizer
+from mmbert_jax.report.runs import checkpoint_groups
 
 
 def read_held_out(path: Path) -> dict:
@@ -57,7 +58,7 @@ def main() -> None:
         type=Path,
         metavar="JSON",
         help="figures for the model card, from `python -m mmbert_jax.evaluate.heldout --output JSON` (default: those"
-        " that the checkpoint recorded in training; a merged one has none)",
+        " of the evaluation after its step; a merged one has none)",
     )
     args = parser.parse_args()
 
@@ -74,7 +75,7 @@ def main() -> None:
         (copied_tokenizer if own_ids else checkpoint_tokenizer)(meta, args.tokenizer),
         dtype=args.dtype,
         max_shard_bytes=int(args.max_shard_size * 1e9),
-        held_out_groups=held_out,
+        held_out_groups=held_out or checkpoint_groups(args.checkpoint, meta),
     )
     print(verified)
     print(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from mmbert_jax.config import complete
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.merge.models import CHECKPOINT, check_alike, open_model
 from mmbert_jax.merge.output import merged_meta
@@ -93,7 +94,7 @@ def main() -> None:
             f"--method {args.method} {'needs' if base is None else 'has no use for'} --base"
         )
 
-    config = ConfigDict(merged_meta({}, everyone)["config"])
+    config = complete(ConfigDict(merged_meta({}, everyone)["config"]))
     if "eval" not in config:
         raise UserError(f"{everyone[0].path} holds no training config (it was imported)")
     if args.corpus:

@@ -1,11 +1,9 @@
 """Prints what phases sample from a corpus, and plots it. Reads configs and manifests, not a single token."""
 
 import argparse
-import runpy
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
+from mmbert_jax.config import load
 from mmbert_jax.data.mixture import describe
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.report.counts import compare
@@ -43,7 +41,7 @@ def main() -> None:
 
     by_phase = {}
     for name in arguments.config:
-        config = load_config(name)
+        config = load(name)
         config.data.corpus = arguments.corpus
         mixture = mixture_of(config)
         print(f"{name}: {config.train.tokens:,} tokens, temperature {config.data.temperature:g}")
@@ -63,15 +61,6 @@ def main() -> None:
         ]
         plot_shares(by_phase, list(dict.fromkeys(order)), arguments.output)
         print(f"wrote {arguments.output}")
-
-
-def load_config(name: str) -> ConfigDict:
-    """The config of `FILE.py` or `FILE.py:ARGUMENT`."""
-    path, _, argument = name.partition(":")
-    if not Path(path).is_file():
-        raise UserError(f"--config {name}: there is no file {path}")
-    get_config = runpy.run_path(path)["get_config"]
-    return get_config(argument) if argument else get_config()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 #
 #   bash tools/setup_env.sh                 the core: prepare text, train, merge, export
 #   bash tools/setup_env.sh demo hf test    with extras of pyproject.toml
+#   bash tools/setup_env.sh cuda13          to train on NVIDIA GPUs (driver for CUDA 13)
+#   bash tools/setup_env.sh tpu             to train on TPUs
 #   bash tools/setup_env.sh aot             .venv-aot instead: the core, and compilers for TPUs and NVIDIA GPUs
 #
 # The compilers have an environment of their own: where their hardware is missing, jax complains about their plugins
@@ -64,7 +66,8 @@ list=$(echo "$extras" | paste -sd, -)
 size="about 1 GB"
 case ",$list," in
 *,hf,*) size="about 5.5 GB, most of it torch" ;;
-*,aot,*) size="about 2 GB" ;;
+*,cuda13,*) size="about 4 GB, most of it CUDA" ;;
+*,aot,* | *,tpu,*) size="about 2 GB" ;;
 esac
 echo "Installing mmbert_jax${list:+[$list]} into $venv ($size; minutes, once)"
 rm -f "$stamp"

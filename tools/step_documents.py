@@ -10,15 +10,15 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from mmbert_jax.data.pipeline import find_corpora, open_data
+from mmbert_jax.batches import open_phase
+from mmbert_jax.config import complete
+from mmbert_jax.data.pipeline import find_corpora
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.errors import UserError, run_main
-from mmbert_jax.optim.schedules import phase_rows
 from mmbert_jax.report.runs import steps_and_evaluations
 from mmbert_jax.report.steps import rows_of_step, seen
 from mmbert_jax.rollback import read_stretches
 from mmbert_jax.run import read_config
-from mmbert_jax.step import phase_seed
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--corpus", help="where the corpus is now (default config.data.corpus)")
     arguments = parser.parse_args()
 
-    config = ConfigDict(read_config(arguments.run))
+    config = complete(ConfigDict(read_config(arguments.run)))
     if arguments.corpus:
         config.data.corpus = arguments.corpus
     steps, _ = steps_and_evaluations(arguments.run)
@@ -47,9 +47,7 @@ def main() -> None:
     if chosen is not None and not 0 <= chosen < count:
         raise UserError(f"--microbatch {chosen}: step {arguments.step} has {count}, from 0")
 
-    data = open_data(
-        config.data, phase_rows(config.train, config.data.row_length), phase_seed(config)
-    )
+    data = open_phase(config)
     tokenizer = None
     if arguments.text:
         tokenizer = load_tokenizer(find_corpora(config.data)[0][0] / "tokenizer")

@@ -77,16 +77,23 @@ def shares(sizes: Sequence[float], temperature: float, max_share: Sequence[float
     return result / result.sum()
 
 
-def build_mixture(data_config: Mapping, phase_rows: int, manifests: Sequence[Mapping]) -> Mixture:
+def build_mixture(
+    data_config: Mapping,
+    phase_rows: int,
+    manifests: Sequence[Mapping],
+    mixture_rows: int | None = None,
+) -> Mixture:
     """The mixture of a phase of `phase_rows` rows.
 
     Args:
       data_config: `config.data`.
       manifests: one for all sources together, or one for each source in the order of `source_names`.
+      mixture_rows: length of a phase by which `max_passes` is reckoned (config.data.mixture_tokens); None: phase_rows.
 
     Raises:
       UserError: a field out of range, no text at all, or less text than the phase needs at `max_passes`.
     """
+    mixture_rows = mixture_rows or phase_rows
     names = source_names(data_config)
     _check(data_config, names)
     corpus_of = {name: 0 if len(manifests) == 1 else index for index, name in enumerate(names)}
@@ -129,9 +136,9 @@ def build_mixture(data_config: Mapping, phase_rows: int, manifests: Sequence[Map
         wished[key] = wished.get(key, 0.0) + wish
     for (name, language), wish in wishes.items():
         corpus = corpus_of[name]
-        cap = data_config["max_passes"] * languages[corpus][language]["rows"] / phase_rows
+        cap = data_config["max_passes"] * languages[corpus][language]["rows"] / mixture_rows
         room[name, language] = cap * wish / wished[corpus, language]
-    _check_room(sum(room.values()), phase_rows, data_config, len(wished))
+    _check_room(sum(room.values()), mixture_rows, data_config, len(wished))
 
     # Fill the sources, then the languages in each.
     room_of_source = np.array(
@@ -172,6 +179,8 @@ def build_mixture(data_config: Mapping, phase_rows: int, manifests: Sequence[Map
                 passes=float(share) * phase_rows / of_language["rows"],
             )
         )
+    if mixture_rows != phase_rows:
+        notes.append(_note_of_length(entries, phase_rows, mixture_rows, data_config))
     return Mixture(
         tuple(sorted(entries, key=lambda e: (e.source, e.language, e.corpus))),
         phase_rows,
@@ -252,6 +261,26 @@ def _check(data_config: Mapping, names: tuple[str, ...]) -> None:
         raise UserError(
             f"config.data.max_passes is {data_config['max_passes']}: it must be above 0"
         )
+
+
+def _note_of_length(
+    entries: Sequence[Entry], phase_rows: int, mixture_rows: int, data_config: Mapping
+) -> str:
+    """What it means that the shares are those of a phase of another length."""
+    length, passes = data_config["row_length"], data_config["max_passes"]
+    note = (
+        f"shares are those of a phase of {mixture_rows * length:,} tokens (config.data.mixture_tokens); this one has"
+        f" {phase_rows * length:,}"
+    )
+    beyond = sorted(
+        (e for e in entries if e.passes > passes * (1 + 1e-6)),
+        key=lambda e: (-e.passes, e.language),
+    )
+    if beyond:
+        shown = ", ".join(f"{e.language} {e.passes:.1f}" for e in beyond[:8])
+        shown += ", ..." if len(beyond) > 8 else ""
+        note += f"; more often than config.data.max_passes={passes:g} are read: {shown}"
+    return note
 
 
 def _check_room(room: float, phase_rows: int, data_config: Mapping, languages: int) -> None:

@@ -55,14 +55,19 @@ class Origin:
     documents: tuple[tuple[str, int], ...]  # (input file, line) of each document id
 
 
-def open_data(data_config: Mapping, phase_rows: int, seed: int) -> PhaseData:
+def open_data(
+    data_config: Mapping, phase_rows: int, seed: int, mixture_rows: int | None = None
+) -> PhaseData:
     """Opens the corpora of a phase, checks their shards, and settles the mixture and the order of rows.
+
+    Args:
+      mixture_rows: as in `build_mixture`.
 
     Raises:
       UserError: a corpus is missing or damaged, corpora do not fit together, or the config cannot be met.
     """
     folders, manifests = find_corpora(data_config)
-    mixture = build_mixture(data_config, phase_rows, manifests)
+    mixture = build_mixture(data_config, phase_rows, manifests, mixture_rows)
     row_length = data_config["row_length"]
     order = RowOrder([e.share for e in mixture.entries], [e.rows for e in mixture.entries], seed)
     sources = tuple(
@@ -81,7 +86,9 @@ def find_corpora(data_config: Mapping) -> tuple[tuple[Path, ...], tuple[corpus.M
     folder = Path(data_config["corpus"])
     if not data_config["corpus"] or not folder.is_dir():
         raise UserError(
-            f"config.data.corpus={data_config['corpus']}: no such folder; make a corpus with tools/prepare_corpus.py"
+            f"config.data.corpus={data_config['corpus']}: no such folder; name another, or make a corpus there:"
+            " python tools/prepare_corpus.py --input TEXT.jsonl --tokenizer TOKENIZER --row_length"
+            f" {data_config['row_length']} --output {data_config['corpus'] or 'corpora'}"
         )
     if (folder / corpus.MANIFEST).exists():
         folders = (folder,)

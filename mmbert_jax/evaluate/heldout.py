@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mmbert_jax.checkpoint import restore_params
+from mmbert_jax.config import complete
 from mmbert_jax.data.pipeline import held_out_batches
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.model.config import ModelConfig
@@ -136,7 +137,7 @@ def main() -> None:
         raise UserError(
             f"{args.checkpoint} holds no training config (it was imported): evaluate it after a phase of training"
         )
-    config = ConfigDict(meta["config"])
+    config = complete(ConfigDict(meta["config"]))
     if args.corpus:
         config.data.corpus = args.corpus
     if args.row_length:

@@ -47,7 +47,7 @@ def export_hf(
       params, meta: of a checkpoint; `meta["config"]` tells the model's shape, its head, the longest row it was trained
         on and, where they are not this project's, the special ids.
       dtype: "float32", or "bfloat16" for half the size (rounded to nearest even).
-      held_out_groups: for the model card; None takes what the checkpoint recorded when it was last evaluated.
+      held_out_groups: for the model card; None takes what `meta` has, of the evaluation before its step.
 
     Returns:
       What was verified, or why it could not be: a sentence to print.

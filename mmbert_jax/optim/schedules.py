@@ -68,6 +68,12 @@ def phase_rows(train_config: Mapping, row_length: int) -> int:
     return _phase(train_config, row_length)[0]
 
 
+def mixture_rows(config: Mapping) -> int:
+    """Rows of a phase of `data.mixture_tokens` tokens, by which `data.max_passes` is reckoned."""
+    train_config = {**config["train"], "tokens": config["data"]["mixture_tokens"]}
+    return phase_rows(train_config, config["data"]["row_length"])
+
+
 def phase_steps(train_config: Mapping, row_length: int) -> int:
     """Optimiser steps of a phase."""
     return _phase(train_config, row_length)[1]

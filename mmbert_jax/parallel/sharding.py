@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from mmbert_jax.axes import BATCH_AXES, RULES
 from mmbert_jax.errors import UserError
@@ -46,17 +46,22 @@ def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * leading, BATCH_AXES))
 
 
+def check_rows(mesh: Mesh | AbstractMesh, rows: int, name: str) -> None:
+    """Raises UserError unless rows spread evenly over the mesh; `name` is the config field to mend."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % shards:
+        raise UserError(f"{name}={rows} must be a multiple of data x fsdp = {shards} devices")
+
+
 def local_rows(mesh: Mesh, rows: int, name: str) -> np.ndarray:
     """Which rows of a batch lie on this process's devices: int64 [n], ascending.
 
     Processes that share rows, since a tensor axis spans them, have the same; the rows need not be neighbours.
 
     Raises:
-      UserError: the rows do not spread evenly over the mesh; `name` is the config field to mend.
+      UserError: as of `check_rows`.
     """
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % shards:
-        raise UserError(f"{name}={rows} must be a multiple of data x fsdp = {shards} devices")
+    check_rows(mesh, rows, name)
     places = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
     return np.unique([row for (place,) in places for row in range(*place.indices(rows))])
 

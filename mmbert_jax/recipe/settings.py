@@ -10,10 +10,11 @@ from mmbert_jax.recipe import languages
 
 # hidden size and heads, all that differs between the two models: both have 22 layers and heads of 64.
 SIZES = {"small": (384, 6), "base": (768, 12)}
+PHASES = ("phase1", "phase2", "decay_english", "decay_110", "decay_all")
 
 
-def published(size: str) -> ConfigDict:
-    """Settings of every phase. The fields that each phase sets itself hold placeholders that no config check accepts.
+def published(size: str, phase: str) -> ConfigDict:
+    """Settings of every phase; the fields of mmbert_jax/config.py that are not here have their default.
 
     Args:
       size: 'small' or 'base', what stands after the colon in `--config configs/phase1.py:small`.
@@ -23,11 +24,9 @@ def published(size: str) -> ConfigDict:
     hidden_size, num_heads = SIZES[size]
     return ConfigDict(
         {
-            "phase": "",
+            "phase": phase,
+            "workdir": run_folder(phase, size),
             "seed": 21,
-            "init_from": "",
-            "dtype": "bfloat16",
-            "log_every_steps": 10,
             "model": {
                 "vocab_size": 256_000,
                 "hidden_size": hidden_size,
@@ -36,33 +35,17 @@ def published(size: str) -> ConfigDict:
                 "intermediate_size": 1152,
                 "attention_window": 128,
                 "global_every": 3,
-                "global_rope_theta": 0.0,
-                "local_rope_theta": 0.0,
                 "norm_eps": 1e-5,
                 "attention_output_dropout": 0.1,
             },
-            "data": {
-                "corpus": "",
-                "row_length": 0,
-                "temperature": 0.0,
-                # The paper avoids more than five passes over a language.
-                "max_passes": 5.0,
-                "loader_workers": 4,
-                "prefetch": 4,
-                "stall_minutes": 1.5,
-                "sources": {},
-            },
-            "mask": {"ratio": 0.0, "mask_share": 0.8, "random_share": 0.1},
+            # The paper avoids more than five passes over a language.
+            "data": {"max_passes": 5.0},
+            "mask": {"mask_share": 0.8, "random_share": 0.1},
             "train": {
-                "tokens": 0,
                 "batch_rows": 4608,
-                # 49,152 tokens a GPU on 8 GPUs, at either row length.
-                "microbatch_rows": 0,
                 "batch_warmup_from_rows": 4608,
-                "batch_warmup_tokens": 0,
                 # Ours: a sixteenth of the vocabulary at a time.
                 "loss_chunk": 16_000,
-                "max_skipped_steps": 10,
             },
             "optimizer": {
                 "peak_lr": 8e-4,
@@ -70,28 +53,34 @@ def published(size: str) -> ConfigDict:
                 "b1": 0.9,
                 "b2": 0.95,
                 "eps": 1e-8,
-                "warmup_tokens": 0,
-                "schedule": "stable",
-                "final_lr_fraction": 1.0,
             },
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
-            # Ours, about once an hour on 8 GPUs, like the evaluation.
-            "checkpoint": {"every_steps": 0, "every_minutes": 0.0, "keep": 3},
-            "eval": {
-                "every_steps": 0,
-                "mask_ratio": 0.15,
-                "rows_per_language": 2,
-                "batch_rows": 0,
-                "groups": languages.GROUPS,
-            },
+            "checkpoint": {"keep": 3},
+            "eval": {"groups": languages.GROUPS},
         }
     )
+
+
+def run_folder(phase: str, size: str = "base") -> str:
+    """Where a phase of a size is trained unless `--workdir` says otherwise."""
+    return f"runs/{phase}" + ("" if size == "base" else f"-{size}")
+
+
+def command(folder: str) -> str | None:
+    """The command that trains the published phase whose run folder this is; None where it is none of theirs."""
+    for phase in PHASES:
+        for size in SIZES:
+            if folder == run_folder(phase, size):
+                argument = "" if size == "base" else f":{size}"
+                return f"python -m mmbert_jax.train --config configs/{phase}.py{argument}"
+    return None
 
 
 def set_row_length(config: ConfigDict, row_length: int) -> None:
     """Row length and what follows from it: rows a microbatch, steps between checkpoints and evaluations."""
     config.data.row_length = row_length
-    config.train.microbatch_rows = config.eval.batch_rows = 8 * 49_152 // row_length
+    # 49,152 tokens a GPU on 8 GPUs, at either row length.
+    config.train.microbatch_rows = 8 * 49_152 // row_length
+    # Ours, about once an hour on 8 GPUs.
     config.checkpoint.every_steps = config.eval.every_steps = 819_200 // row_length
 
 
@@ -100,9 +89,14 @@ def set_rope_theta(config: ConfigDict, theta: float) -> None:
     config.model.global_rope_theta = config.model.local_rope_theta = theta
 
 
-def later_phase(size: str) -> ConfigDict:
-    """What phase 2 and the three decay variants share: long rows, no warm-up, a lower rate for small."""
-    config = published(size)
+def later_phase(size: str, phase: str, after: str) -> ConfigDict:
+    """What phase 2 and the three decay variants share: long rows, no warm-up, a lower rate for small.
+
+    Args:
+      after: the phase that it starts from.
+    """
+    config = published(size, phase)
+    config.init_from = run_folder(after, size)
     set_row_length(config, 8192)
     set_rope_theta(config, 160_000.0)
     if size == "small":
@@ -112,9 +106,9 @@ def later_phase(size: str) -> ConfigDict:
     return config
 
 
-def decay(size: str) -> ConfigDict:
+def decay(size: str, phase: str) -> ConfigDict:
     """What the three decay variants share; they differ in their data alone."""
-    config = later_phase(size)
+    config = later_phase(size, phase, after="phase2")
     config.data.temperature = 0.3
     config.mask.ratio = 0.05
     config.train.tokens = 100_000_000_000

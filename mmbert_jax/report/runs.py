@@ -6,12 +6,13 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from mmbert_jax.config import complete
 from mmbert_jax.data.mixture import Mixture, build_mixture
 from mmbert_jax.data.pipeline import find_corpora
 from mmbert_jax.errors import UserError
 from mmbert_jax.metrics import read_metrics
-from mmbert_jax.optim.schedules import phase_rows
-from mmbert_jax.run import read_config
+from mmbert_jax.optim.schedules import mixture_rows, phase_rows
+from mmbert_jax.run import METRICS, read_config, run_folder
 
 
 def steps_and_evaluations(run: Path) -> tuple[list[dict], list[dict]]:
@@ -32,15 +33,37 @@ def final_groups(run: Path) -> dict[str, Mapping[str, float]]:
     return evaluations[-1]["held_out_groups"]
 
 
+def checkpoint_groups(path: str | Path, meta: Mapping) -> Mapping[str, Mapping[str, float]]:
+    """The figures of `final_groups` for one checkpoint; {} where it was never evaluated.
+
+    A checkpoint is saved before it is evaluated: the figures of its step stand in the run's metrics.jsonl. What the
+    checkpoint itself says, of the evaluation before, is taken where that file has none.
+
+    Args:
+      path: a run folder (its newest checkpoint) or one checkpoint in it.
+      meta: of that checkpoint.
+    """
+    return step_groups(run_folder(path), meta["step"]) or meta.get("held_out_groups", {})
+
+
+def step_groups(run: Path, step: int) -> Mapping[str, Mapping[str, float]] | None:
+    """The figures of the evaluation after a step; None where there was none."""
+    if not (run / METRICS).is_file():
+        return None
+    of_step = [r for r in steps_and_evaluations(run)[1] if r["step"] == step]
+    return of_step[-1]["held_out_groups"] if of_step else None
+
+
 def language_shares(run: Path) -> dict[str, float]:
     """Language -> share of the rows of a run's phase, by its config and the manifests of its corpora."""
-    return shares_by_language(mixture_of(ConfigDict(read_config(run))))
+    return shares_by_language(mixture_of(complete(ConfigDict(read_config(run)))))
 
 
 def mixture_of(config: ConfigDict) -> Mixture:
     """The mixture of a phase, from the config and the manifests of its corpora alone."""
     _, manifests = find_corpora(config.data)
-    return build_mixture(config.data, phase_rows(config.train, config.data.row_length), manifests)
+    rows = phase_rows(config.train, config.data.row_length)
+    return build_mixture(config.data, rows, manifests, mixture_rows(config))
 
 
 def shares_by_language(mixture: Mixture) -> dict[str, float]:

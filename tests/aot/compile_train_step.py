@@ -8,18 +8,21 @@ Started by test_train_step_aot.py; by hand, in the environment that `bash tools/
 import json
 import sys
 import time
+from pathlib import Path
 
-from configs import phase1, phase2
+from mmbert_jax.config import load
 from mmbert_jax.kernels import attention
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.parallel import hardware
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.step import compile_train_step
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
 
 def compile_for(target: str, length: int, rows: int):
     """The step of phase 1 (rows of 1024) or phase 2 (8192) with one microbatch of `rows`; and what its attention is."""
-    config = (phase1 if length == 1024 else phase2).get_config("base")
+    config = load(str(CONFIGS / ("phase1.py" if length == 1024 else "phase2.py")))
     config.data.row_length = length
     config.train.batch_rows = config.train.microbatch_rows = rows
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, hardware.devices(f"{target}:1x1"))

@@ -55,28 +55,49 @@ def test_shellcheck_has_nothing_to_say(script):
 # --- restart.sh ---
 
 
-def command(tmp_path, statuses):
-    """A command that ends with the given statuses, one after the other."""
-    (tmp_path / "left").write_text("\n".join(map(str, statuses)) + "\n")
-    return ["bash", "-c", f"s=$(head -n 1 {tmp_path}/left); sed -i 1d {tmp_path}/left; exit $s"]
+def job(tmp_path, *runs):
+    """A program that ends its runs with the given (status, newest step then), one after the other."""
+    (tmp_path / "runs").write_text("".join(f"{status} {step}\n" for status, step in runs))
+    (tmp_path / "step").write_text("-1\n")
+    program = tmp_path / "job"
+    program.write_text(
+        f"""#!/bin/bash
+if [ "${{@: -1}}" = --newest_step ]; then cat {tmp_path}/step; exit; fi
+read -r status step <{tmp_path}/runs
+sed -i 1d {tmp_path}/runs
+echo "$step" >{tmp_path}/step
+exit "$status"
+"""
+    )
+    program.chmod(0o755)
+    return program
 
 
 def test_status_75_is_started_again(shell, tmp_path):
-    done = shell("restart.sh", *command(tmp_path, [75, 75, 3, 0]))
+    done = shell("restart.sh", job(tmp_path, (75, 4), (75, 9), (3, 9), (0, 9)), "--config", "a.py")
     assert done.returncode == 3
-    assert (tmp_path / "left").read_text() == "0\n"
+    assert (tmp_path / "runs").read_text() == "0 9\n"
 
 
-def test_restarts_are_bounded(shell, tmp_path):
-    done = shell("restart.sh", *command(tmp_path, [75] * 5), MAX_RESTARTS="2")
+@pytest.mark.parametrize(
+    ("steps", "restarts"), [((-1,) * 5, 2), ((4, 4, 9, 9, 9, 12), 4), ((9, 8, 8, 8), 2)]
+)
+def test_restarts_without_a_new_checkpoint_are_bounded(shell, tmp_path, steps, restarts):
+    """Also those of a run that goes back, whose newest step falls."""
+    program = job(tmp_path, *((75, step) for step in steps))
+    done = shell("restart.sh", program, MAX_RESTARTS="2")
     assert done.returncode == 75
-    assert (tmp_path / "left").read_text() == "75\n75\n"
+    assert "gave up after 2 restarts without a new checkpoint" in done.stderr
+    assert done.stdout.count("started again") == restarts
 
 
 def signalled(tmp_path, **variables):
     """Ends restart.sh by SIGTERM as soon as its command runs; returns its status and what the command noted."""
     log, end = tmp_path / "log", time.monotonic() + 20
-    inner = f"trap 'sleep 0.2; echo saved >>{log}; exit 75' TERM; echo up >>{log}; sleep 30 & wait"
+    inner = (
+        f"[ $0 != --newest_step ] || exit; trap 'sleep 0.2; echo saved >>{log}; exit 75' TERM;"
+        f" echo up >>{log}; sleep 30 & wait"
+    )
     arguments = ["bash", LAUNCH / "restart.sh", "bash", "-c", inner]
     with subprocess.Popen(
         arguments, env={**os.environ, **variables}, start_new_session=True
@@ -100,7 +121,7 @@ def test_a_signal_reaches_the_command_and_is_the_end(tmp_path):
 def test_a_signal_before_the_command_is_known_reaches_it(tmp_path):
     """bash is made to pause before each of restart.sh's own commands, so between start and `child=$!` too."""
     slow = tmp_path / "slow.sh"
-    slow.write_text("case $0 in */restart.sh) trap 'sleep 0.4' DEBUG ;; esac\n")
+    slow.write_text("case $0 in */restart.sh) trap 'sleep 0.15' DEBUG ;; esac\n")
     assert signalled(tmp_path, BASH_ENV=str(slow)) == (75, "up\nsaved\n")
 
 
@@ -180,34 +201,49 @@ def test_pod_wants_a_name_and_a_known_action(shell):
 
 
 @pytest.mark.parametrize(
-    ("status", "state", "restarts", "requeued"),
+    ("runs", "state", "restarts", "requeued"),
     [
-        (75, "RUNNING", "3", True),
-        (75, "COMPLETING", "3", False),  # cancelled, or queued again by Slurm
-        (75, "RUNNING", "100", False),
-        (1, "RUNNING", "0", False),
-        (0, "RUNNING", "0", False),
+        ([(75, 4)], "RUNNING", "3", True),
+        ([(75, 4)], "COMPLETING", "3", False),  # cancelled, or queued again by Slurm
+        ([(75, 4)], "RUNNING", "100", False),
+        ([(1, 4)], "RUNNING", "0", False),
+        ([(0, 4)], "RUNNING", "0", False),
+        ([(75, -1), (75, -1), (75, -1)], "RUNNING", "0", False),  # gets nowhere
+        ([(75, -1), (75, 8)], "RUNNING", "0", True),
+        ([(75, -1), (0, 8)], "RUNNING", "0", False),
     ],
 )
-def test_slurm_queues_an_interrupted_job_again(shell, status, state, restarts, requeued):
-    stubs = {"srun": f"exit {status}", "squeue": f"echo {state}", "scontrol": ""}
-    variables = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": restarts}
+def test_slurm_queues_a_job_again_that_got_further(
+    shell, tmp_path, runs, state, restarts, requeued
+):
+    program = job(tmp_path, *runs)
+    srun = 'while [[ $1 == --* ]]; do shift; done; "$@"'
+    stubs = {"srun": srun, "squeue": f"echo {state}", "scontrol": ""}
+    variables = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_RESTART_COUNT": restarts,
+        "SLURM_CPUS_PER_TASK": "6",
+        "PYTHON": str(program),
+    }
     done = shell("slurm.sh", *TRAIN, stubs=stubs, **variables)
-    assert done.returncode == status
+    assert done.returncode == runs[-1][0]
+    assert (tmp_path / "runs").read_text() == ""
     assert ("scontrol\nrequeue\n7\n" in done.calls) == requeued
-    arguments = "\n".join([".venv/bin/python", "-m", "mmbert_jax.train", *TRAIN])
-    assert f"--cpu-bind=cores\n{arguments}\n" in done.calls
+    arguments = "\n".join([str(program), "-m", "mmbert_jax.train", *TRAIN])
+    assert f"--cpus-per-task=6\n--cpu-bind=cores\n{arguments}\n" in done.calls
 
 
 def test_slurm_gives_jax_the_memory_that_the_plan_counts_on(shell):
-    done = shell("slurm.sh", *TRAIN, stubs={"srun": 'printenv | grep -E "^(XLA|JAX|NCCL)"'})
+    done = shell(
+        "slurm.sh", *TRAIN, stubs={"squeue": "", "srun": 'printenv | grep -E "^(XLA|JAX|NCCL)"'}
+    )
     assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95\n" in done.stdout
     assert "JAX_PLATFORMS=cuda\n" in done.stdout
 
 
 def test_slurm_dry_run(shell):
     done = shell("slurm.sh", *TRAIN, stubs={"srun": ""}, DRY_RUN="1")
-    assert done.stdout.startswith("srun --kill-on-bad-exit=0 --wait=60 ")
+    assert done.stdout.startswith("srun --kill-on-bad-exit=0 --wait=60 --cpus-per-task=8 ")
     assert r"--config.train.tokens=5\ and\ \$HOME" in done.stdout
     assert done.calls == ""
 

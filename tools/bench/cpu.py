@@ -29,7 +29,7 @@ import torch
 import transformers
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
-from configs import phase1
+from mmbert_jax.config import load
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.flops import forward_flops_per_token, step_flops_per_token
 from mmbert_jax.hf.config import to_hf
@@ -157,7 +157,7 @@ def normal(spec: str) -> list[int]:
 
 def models(size: str, length: int):
     """The training config of a size, its parameters, and the same model in `transformers`."""
-    config = phase1.get_config(size)
+    config = load(f"{Path(__file__).resolve().parents[2] / 'configs/phase1.py'}:{size}")
     model_config = ModelConfig.from_config(config.model)
     params = init_params(model_config, seed=0)
     fields = to_hf(model_config, max(length, 8192), "float32")

@@ -21,18 +21,19 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 import jax
 import jax.numpy as jnp
 
-from configs import phase1
+from mmbert_jax.config import load
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import bind, init_params
 from mmbert_jax.parallel import hardware, hlo
 from mmbert_jax.parallel.mesh import make_mesh
 
 MEGABYTE = 2**20
+PHASE1 = str(Path(__file__).resolve().parents[2] / "configs/phase1.py")
 
 
 def traffic(target: str, layers: int, rows: int, row_length: int) -> int:
     """Bytes that the gradient of an encoder with this many layers moves."""
-    config = phase1.get_config("base")
+    config = load(PHASE1)
     config.model.num_layers = layers
     config.model.vocab_size = 1024  # the embedding is the same in both programs, and left out so
     model_config = ModelConfig.from_config(config.model)
@@ -74,7 +75,7 @@ def main() -> None:
         target, _, shape = name.partition(":")
         rows, row_length = map(int, shape.split("x"))
         layer = (traffic(target, 6, rows, row_length) - traffic(target, 3, rows, row_length)) / 3
-        array = 2 * rows * row_length * phase1.get_config("base").model.hidden_size
+        array = 2 * rows * row_length * load(PHASE1).model.hidden_size
         results.append({"name": name, "bytes_per_layer": layer, "passes": layer / array})
         print(
             f"{name:<14}{layer / MEGABYTE:>10,.0f} MiB a layer, {layer / array:.0f} passes over"

@@ -23,14 +23,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import demo
-from mmbert_jax.batches import read_batches
-from mmbert_jax.data.pipeline import open_data
+from mmbert_jax.batches import open_phase, read_batches
+from mmbert_jax.config import complete, read
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.goodput import read_timeline
 from mmbert_jax.optim.schedules import learning_rate, phase_rows
 from mmbert_jax.parallel.mesh import make_mesh
-from mmbert_jax.step import compile_train_step, init_state, phase_seed
+from mmbert_jax.step import compile_train_step, init_state
 from mmbert_jax.train import train
 
 
@@ -109,7 +108,7 @@ def main() -> None:
 
 def make_config(arguments: argparse.Namespace) -> ConfigDict:
     """The demo's first phase with a constant batch, for as many steps as a turn has."""
-    config = demo.get_config("phase1,cldr")
+    config = read(f"{Path(__file__).resolve().parents[2] / 'configs/demo.py'}:phase1,cldr")
     config.data.corpus = arguments.corpus
     config.data.max_passes = 1000.0
     config.train.batch_rows = config.train.batch_warmup_from_rows = arguments.rows
@@ -120,13 +119,13 @@ def make_config(arguments: argparse.Namespace) -> ConfigDict:
     config.log_every_steps = arguments.log_every
     config.eval.every_steps = 0
     config.eval.rows_per_language = 1
-    return config
+    return complete(config)
 
 
 def bare(config: ConfigDict, mesh, step) -> float:
     """Seconds from the end of step `config.log_every_steps` to that of the last, of a loop that does nothing else."""
     row_length, rows = config.data.row_length, phase_rows(config.train, config.data.row_length)
-    data = open_data(config.data, rows, phase_seed(config))
+    data = open_phase(config)
     state, row, start, before = init_state(config, mesh), 0, 0.0, None
     for number, (batch, count) in enumerate(read_batches(config, data, mesh, 0, rows)):
         rate = learning_rate(config.optimizer, row * row_length, rows * row_length)
