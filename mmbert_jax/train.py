@@ -23,14 +23,16 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from mmbert_jax import checkpoint
+from mmbert_jax.agreement import check_agreement, job_account
 from mmbert_jax.batches import read_batches
-from mmbert_jax.checks import check_start, check_tokenizer
+from mmbert_jax.checks import check_resume, check_start, check_tokenizer
 from mmbert_jax.config import claim_run, validate
 from mmbert_jax.data.mixture import describe
 from mmbert_jax.data.pipeline import PhaseData, first_rows, open_data
 from mmbert_jax.dry_run import dry_run
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.evaluate.heldout import by_group, evaluate, group_table
+from mmbert_jax.fingerprint import fingerprint
 from mmbert_jax.flops import forward_flops_per_token
 from mmbert_jax.goodput import Timeline, process_start, summary
 from mmbert_jax.kernels import attention
@@ -98,6 +100,9 @@ def train(
       SystemExit: with status `processes.RESTART`; the run was interrupted or went back, and the same call goes on.
     """
     clock = Timeline(began)
+    # --- the job: processes that have not the same to go by would wait for each other, or train nonsense together ---
+    check_agreement(job_account(config, rollback=rollback))
+
     # --- config: everything that can be wrong is refused before anything is written ---
     validate(config)
     row_length, train_config = config.data.row_length, config.train
@@ -112,6 +117,9 @@ def train(
     # --- data: every row of the phase is known by its number ---
     data = everywhere(lambda: open_data(config.data, rows, phase_seed(config)))
     say(describe(data.mixture))
+    seen_from, same_data = once(lambda: check_resume(config, data, workdir))
+    say(same_data)
+    check_agreement({"data": fingerprint(config, data, seen_from)})
     check_tokenizer(config, data)
     seconds_of_a_token = time_at_peak(config, mesh, data)
 
@@ -317,6 +325,7 @@ def describe_checkpoint(
         "tokens": row * config.data.row_length,
         "config": config.to_dict(),
         "tokenizer": data.tokenizer,
+        "fingerprint": fingerprint(config, data, row),
         "languages": sorted({entry.language for entry in data.mixture.entries}),
         "history": history,
         "held_out_groups": groups,

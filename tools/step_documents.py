@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from mmbert_jax.checks import check_documents
 from mmbert_jax.data.pipeline import find_corpora, open_data
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.errors import UserError, run_main
@@ -50,6 +51,7 @@ def main() -> None:
     data = open_data(
         config.data, phase_rows(config.train, config.data.row_length), phase_seed(config)
     )
+    check_documents(arguments.run, config, data)
     tokenizer = None
     if arguments.text:
         tokenizer = load_tokenizer(find_corpora(config.data)[0][0] / "tokenizer")
