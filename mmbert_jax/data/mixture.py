@@ -127,7 +127,14 @@ def build_mixture(data_config: Mapping, phase_rows: int, manifests: Sequence[Map
                 f"data source {name}: none of its languages is in the corpus; its share goes to the other sources"
             )
     if not claims:
-        raise UserError("config.data.sources: the corpus has none of the languages named there")
+        named = [
+            language for name in names for language in data_config["sources"][name]["languages"]
+        ]
+        there = sorted({language for of_corpus in languages for language in of_corpus})
+        raise UserError(
+            f"config.data.sources: the corpus has none of the languages named there ({_shown(named)}), only"
+            f" {_shown(there) or 'none at all'}"
+        )
 
     # Uncapped wishes [source, language], then room for each: a language that several sources want is divided among
     # them in proportion to their wishes, so that its passes are counted once.

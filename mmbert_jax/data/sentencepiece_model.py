@@ -33,6 +33,8 @@ class SentencePieceModel:
     has_charsmap: bool  # whether the normaliser changes characters
     add_dummy_prefix: bool
     remove_extra_whitespaces: bool
+    space_is_suffix: bool  # of the piece before it
+    space_is_escaped: bool  # as U+2581
     # All that decides which ids a text gets, as it stands in the file: messages of pieces, then the fields of trainer
     # and normaliser that the processor looks at.
     decisive: tuple[bytes, ...]
@@ -44,6 +46,8 @@ class SentencePieceModel:
             (self.has_charsmap, "a normaliser that changes characters"),
             (self.add_dummy_prefix, "a space added in front of every text"),
             (self.remove_extra_whitespaces, "removal of extra white space"),
+            (self.space_is_suffix, "white space at the end of pieces"),
+            (not self.space_is_escaped, "white space that is not escaped"),
             (sum(kind == BYTE for _, kind in self.pieces) != 256, "no byte fallback"),
         ):
             if unsupported:
@@ -79,6 +83,8 @@ def parse_model(data: bytes) -> SentencePieceModel:
         has_charsmap=bool(normalizer.get(2)),
         add_dummy_prefix=bool(normalizer.get(3, 1)),
         remove_extra_whitespaces=bool(normalizer.get(4, 1)),
+        space_is_suffix=bool(trainer.get(24, 0)),
+        space_is_escaped=bool(normalizer.get(5, 1)),
         decisive=(*messages, *(repr(setting).encode() for setting in settings)),
     )
 
