@@ -287,6 +287,19 @@ def is_free(name: str) -> bool:
     )
 
 
+def decisive_fields(config: ConfigDict) -> dict[str, Any]:
+    """Name -> value of the fields that decide what a run learns, as JSON has them.
+
+    The length of a phase with a stable learning rate is none: it can be extended.
+    """
+    return {
+        name: value
+        for name, value in flatten(json.loads(to_json(config)))
+        if not is_free(name)
+        and not (name == "train.tokens" and config.optimizer.schedule == "stable")
+    }
+
+
 def check_run(config: ConfigDict, run: Path) -> list[str]:
     """Checks that a folder is free, or belongs to the same run.
 

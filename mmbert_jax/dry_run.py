@@ -12,11 +12,12 @@ from ml_collections import ConfigDict
 
 from mmbert_jax import checkpoint
 from mmbert_jax.batches import open_phase
-from mmbert_jax.checks import check_start, check_tokenizer
+from mmbert_jax.checks import check_resume, check_start, check_tokenizer
 from mmbert_jax.checksums import damage, sha256
 from mmbert_jax.config import check_run, complete, validate
 from mmbert_jax.data.mixture import describe
 from mmbert_jax.data.pipeline import PhaseData, held_out_batches
+from mmbert_jax.data.tokenizer_identity import is_recorded, short
 from mmbert_jax.errors import UserError
 from mmbert_jax.metrics import si
 from mmbert_jax.optim.schedules import phase_rows, phase_steps
@@ -56,6 +57,7 @@ def dry_run(config: ConfigDict, workdir: Path) -> bool:
     check("mesh", ("config",), lambda _: _mesh(config))
     check("data", ("config",), lambda _: _data(config))
     check("tokeniser", ("data",), lambda data: _tokenizer(config, data))
+    check("same data", ("data",), lambda data: _same_data(config, data, workdir))
     check("held-out rows", ("data",), lambda _: _held_out(config))
     check("run folder", ("config",), lambda _: _run(config, workdir))
     check(
@@ -99,9 +101,15 @@ def _tokenizer(config: ConfigDict, data: PhaseData) -> tuple[bool, str]:
     if not files:
         return True, "not in the corpus: training does without it, export asks for it"
     for path in files:
-        if sha256(path) != data.tokenizer["sha256"]:
-            raise UserError(f"{path} is not the tokeniser that the corpus was prepared with")
+        if not is_recorded(path, sha256(path), data.tokenizer):
+            raise UserError(
+                f"{path} is not the tokeniser that the corpus was prepared with ({short(data.tokenizer)})"
+            )
     return True, f"{files[0]}, {data.tokenizer['vocab_size']} entries"
+
+
+def _same_data(config: ConfigDict, data: PhaseData, workdir: Path) -> tuple[int, str]:
+    return check_resume(config, data, workdir)
 
 
 def _held_out(config: ConfigDict) -> tuple[bool, str]:

@@ -23,14 +23,16 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mmbert_jax import checkpoint
+from mmbert_jax.agreement import check_agreement, job_account
 from mmbert_jax.batches import open_phase, read_batches
-from mmbert_jax.checks import check_start, check_tokenizer
+from mmbert_jax.checks import check_resume, check_start, check_tokenizer
 from mmbert_jax.config import claim_run, complete, read, split_overrides, validate
 from mmbert_jax.data.mixture import describe
 from mmbert_jax.data.pipeline import PhaseData, first_rows
 from mmbert_jax.dry_run import dry_run
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.evaluate.heldout import Results, by_group, evaluate, group_table
+from mmbert_jax.fingerprint import fingerprint
 from mmbert_jax.flops import forward_flops_per_token
 from mmbert_jax.goodput import Timeline, process_start, summary
 from mmbert_jax.kernels import attention
@@ -109,6 +111,9 @@ def train(
       SystemExit: with status `processes.RESTART`; the run was interrupted or went back, and the same call goes on.
     """
     clock = Timeline(began)
+    # --- the job: processes that have not the same to go by would wait for each other, or train nonsense together ---
+    check_agreement(job_account(config, rollback=rollback))
+
     # --- config: everything that can be wrong is refused before anything is written ---
     config = complete(config, workdir)
     validate(config)
@@ -124,6 +129,9 @@ def train(
     # --- data: every row of the phase is known by its number ---
     data = everywhere(lambda: open_phase(config))
     say(describe(data.mixture))
+    seen_from, same_data = once(lambda: check_resume(config, data, workdir))
+    say(same_data)
+    check_agreement({"data": fingerprint(config, data, seen_from)})
     check_tokenizer(config, data)
     seconds_of_a_token = time_at_peak(config, mesh, data)
 
@@ -356,6 +364,7 @@ def describe_checkpoint(
         "tokens": row * config.data.row_length,
         "config": config.to_dict(),
         "tokenizer": data.tokenizer,
+        "fingerprint": fingerprint(config, data, row),
         "languages": sorted({entry.language for entry in data.mixture.entries}),
         "history": history,
         "held_out_groups": groups,

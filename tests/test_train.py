@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -228,6 +229,25 @@ def test_run_folder_explains_itself(uninterrupted, corpus):
     tokens = [r["tokens"] for r in records if "loss" in r]
     assert np.diff(tokens).tolist()[:6] == [8 * 64] * 3 + [16 * 64] * 3
     assert records[1]["learning_rate"] == pytest.approx(1e-3)
+
+
+def test_its_corpus_may_be_copied_but_not_changed(uninterrupted, corpus, tmp_path, capsys):
+    """Of every kind of change tests/test_checks.py and tests/test_fingerprint.py have one."""
+    copy = shutil.copytree(corpus, tmp_path / "copy")
+    longer = {f"l{i}": 20 + 7 * i for i in range(40)} | {"l40": 9}
+    write_corpus(tmp_path / "longer", longer, row_length=64, held_out=dict.fromkeys(longer, 1))
+    before = (uninterrupted / "config.json").read_bytes()
+    config = tiny_config(data__corpus=str(tmp_path / "longer"), mesh__data=-1, **OVERRIDES)
+    with pytest.raises(
+        UserError, match=r"l40 \(0 rows before, 9 now\)\. Point --config\.data\.corpus at"
+    ):
+        train(config, uninterrupted)
+    assert (uninterrupted / "config.json").read_bytes() == before
+    train(tiny_config(data__corpus=str(copy), mesh__data=-1, **OVERRIDES), uninterrupted)
+    printed = capsys.readouterr().out
+    assert "is complete already" in printed
+    _, meta = restore_params(uninterrupted)
+    assert f"data fingerprint {meta['fingerprint']['digest']} at row" in printed
 
 
 def test_a_phase_starts_from_another(command, environment, uninterrupted, tmp_path):

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmbert_jax.config import load
+from mmbert_jax.data.language_codes import describe_fit, language_key
+from mmbert_jax.data.sources import Fields, count_languages, find_inputs
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.metrics import duration
 from mmbert_jax.report.examples import masked_examples
@@ -232,10 +234,11 @@ def report(out: Path) -> None:
     (out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
 
     groups = read_config(out / "phase1")["eval"]["groups"]
-    order = [language for group in GROUP_TITLES for language in groups[group]]
-    plot_shares(
-        {PHASE_TITLES[p]: language_shares(out / p) for p in STARTS_FROM}, order, out / "shares.png"
-    )
+    shares = {PHASE_TITLES[p]: language_shares(out / p) for p in STARTS_FROM}
+    listed = {x: i for i, x in enumerate(x for group in GROUP_TITLES for x in groups[group])}
+    read = {language for of_phase in shares.values() for language in of_phase}
+    order = sorted(read, key=lambda x: listed.get(x, listed.get(language_key(x), len(listed))))
+    plot_shares(shares, order, out / "shares.png")
     runs = {PHASE_TITLES[p]: out / p for p in STARTS_FROM}
     starts = {
         PHASE_TITLES[p]: PHASE_TITLES[start] if start else None for p, start in STARTS_FROM.items()
@@ -250,8 +253,12 @@ def main() -> None:
         raise UserError(
             f"{out} is not empty and was not made by this program: choose another --output"
         )
+    if args.input and not (out / "done" / "tokenizer.json").exists():
+        inputs, _ = find_inputs(args.input, language=None)
+        counts = count_languages(inputs, Fields(args.text_field, args.language_field))
+        groups = load(f"{ROOT / 'configs' / 'demo.py'}:phase1,{args.languages}").eval.groups
+        print(describe_fit(counts, groups, ("english", "phase1")), flush=True)
     (out / "done").mkdir(parents=True, exist_ok=True)
-
     steps = commands(args, overrides)
     seconds = {}
     for number, (name, command) in enumerate(steps.items(), start=1):

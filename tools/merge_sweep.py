@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from mmbert_jax.config import complete
 from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.fingerprint import held_out_digests
 from mmbert_jax.merge.models import CHECKPOINT, check_alike, open_model
 from mmbert_jax.merge.output import merged_meta
 from mmbert_jax.merge.recipe import METHODS
@@ -103,14 +104,15 @@ def main() -> None:
         config.data.row_length = args.row_length
     if args.rows_per_language:
         config.eval.rows_per_language = args.rows_per_language
+    score = make_score(config, everyone[0])
     evaluated_on = {
         "corpus": config.data.corpus,
+        "text": held_out_digests(config.data),
         "row_length": config.data.row_length,
         "rows_per_language": config.eval.rows_per_language,
         "mask_ratio": config.eval.mask_ratio,
     }
     groups = config.eval.groups
-    score = make_score(config, everyone[0])
 
     args.output.mkdir(parents=True, exist_ok=True)
     points = sweep(args.output, recipes, base, models, score, groups, evaluated_on, print)

@@ -11,6 +11,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from mmbert_jax.batches import open_phase
+from mmbert_jax.checks import check_documents
 from mmbert_jax.config import complete
 from mmbert_jax.data.pipeline import find_corpora
 from mmbert_jax.data.tokenizer import load_tokenizer
@@ -48,6 +49,7 @@ def main() -> None:
         raise UserError(f"--microbatch {chosen}: step {arguments.step} has {count}, from 0")
 
     data = open_phase(config)
+    check_documents(arguments.run, config, data)
     tokenizer = None
     if arguments.text:
         tokenizer = load_tokenizer(find_corpora(config.data)[0][0] / "tokenizer")

@@ -8,6 +8,9 @@ A record, little-endian:
   uint32 [n]         tokens, without padding
   uint32 [s]         segment ends, exclusive, cumulative: the last is n
   uint64 [s]         document ids: input file's index << 40 | line (or record) number from 1
+
+In the manifest a shard has its file, its rows and, since it tells one corpus from another, a digest of its records;
+older corpora have none. `tokenizer` is a record of data/tokenizer_identity.py.
 """
 
 import itertools

@@ -3,13 +3,17 @@
 A phase names its sources, each with a share. Inside a source a language's share is proportional to
 (its tokens)^temperature. Nothing is read more than `max_passes` times during the phase: what that cuts off goes to the
 other languages of the source, and what the whole source cannot hold to the other sources.
+
+A name means the language of a corpus that is spelled so, or else those with the same code (data/language_codes.py):
+"eng" means "eng_Latn". Several of them count as one language in the temperature and divide its share by their tokens.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 import numpy as np
 
+from mmbert_jax.data.language_codes import read_as
 from mmbert_jax.errors import UserError
 
 
@@ -38,11 +42,18 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """What a phase reads, sorted by source and language; `notes` say where it differs from what the config asks for."""
+    """What a phase reads, sorted by source and language.
+
+    Attributes:
+      notes: where it differs from what the config asks for.
+      remarks: what a reader of the config might not expect: languages that are meant by another spelling of their
+        codes, and those of a corpus that no source names.
+    """
 
     entries: tuple[Entry, ...]
     phase_rows: int
     notes: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 def shares(sizes: Sequence[float], temperature: float, max_share: Sequence[float]) -> np.ndarray:
@@ -98,16 +109,23 @@ def build_mixture(
     _check(data_config, names)
     corpus_of = {name: 0 if len(manifests) == 1 else index for index, name in enumerate(names)}
     languages = [_languages_of(manifest, data_config["row_length"]) for manifest in manifests]
+    # Of each corpus: its language -> the name by which sources mean it.
+    meant = [
+        read_as(of_corpus, _named_in(data_config["sources"], corpus_of, corpus))
+        for corpus, of_corpus in enumerate(languages)
+    ]
     notes = []
 
     # What each source names, and of that what its corpus has.
     claims: dict[str, list[str]] = {}
     for name in names:
-        found, missing = _claim(data_config["sources"], name, corpus_of, languages[corpus_of[name]])
+        corpus = corpus_of[name]
+        found, missing = _claim(
+            data_config["sources"][name]["languages"], languages[corpus], meant[corpus]
+        )
         if missing and found:
-            shown = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
             notes.append(
-                f"data source {name}: {len(missing)} of its languages are not in the corpus ({shown})"
+                f"data source {name}: {len(missing)} of its languages are not in the corpus ({_shown(missing)})"
             )
         if found:
             claims[name] = found
@@ -116,7 +134,14 @@ def build_mixture(
                 f"data source {name}: none of its languages is in the corpus; its share goes to the other sources"
             )
     if not claims:
-        raise UserError("config.data.sources: the corpus has none of the languages named there")
+        named = [
+            language for name in names for language in data_config["sources"][name]["languages"]
+        ]
+        there = sorted({language for of_corpus in languages for language in of_corpus})
+        raise UserError(
+            f"config.data.sources: the corpus has none of the languages named there ({_shown(named)}), only"
+            f" {_shown(there) or 'none at all'}"
+        )
 
     # Uncapped wishes [source, language], then room for each: a language that several sources want is divided among
     # them in proportion to their wishes, so that its passes are counted once.
@@ -124,10 +149,13 @@ def build_mixture(
         [data_config["sources"][name]["share"] for name in claims], np.float64
     )
     wanted_of_source /= wanted_of_source.sum()
-    wishes, room = {}, {}
+    wishes, room, weights = {}, {}, {}
     for (name, found), wanted in zip(claims.items(), wanted_of_source, strict=True):
-        tokens = [languages[corpus_of[name]][language]["tokens"] for language in found]
-        uncapped = shares(tokens, data_config["temperature"], np.ones(len(found)))
+        corpus = corpus_of[name]
+        weights[name] = _weights(
+            found, languages[corpus], meant[corpus], data_config["temperature"]
+        )
+        uncapped = shares(weights[name], 1.0, np.ones(len(found)))
         for language, share in zip(found, uncapped, strict=True):
             wishes[name, language] = wanted * share
     wished = {}
@@ -156,11 +184,8 @@ def build_mixture(
                 f"data source {name}: {got:.2%} of the rows instead of {wanted:.2%}, since it has too little text for "
                 f"config.data.max_passes={data_config['max_passes']:g}; the rest goes to the other sources"
             )
-        tokens = [languages[corpus][language]["tokens"] for language in found]
         caps = [room[name, language] / got for language in found]
-        for language, share in zip(
-            found, shares(tokens, data_config["temperature"], caps), strict=True
-        ):
+        for language, share in zip(found, shares(weights[name], 1.0, caps), strict=True):
             share_of[corpus, language] = share_of.get((corpus, language), 0.0) + got * share
             sources_of.setdefault((corpus, language), []).append(name)
 
@@ -185,6 +210,7 @@ def build_mixture(
         tuple(sorted(entries, key=lambda e: (e.source, e.language, e.corpus))),
         phase_rows,
         tuple(notes),
+        tuple(_remarks(manifests, languages, meant, share_of.keys())),
     )
 
 
@@ -194,7 +220,7 @@ def source_names(data_config: Mapping) -> tuple[str, ...]:
 
 
 def describe(mixture: Mixture, languages: int = 12) -> str:
-    """The mixture as a table: every source, the `languages` largest entries and the smallest, and the notes."""
+    """The mixture as a table: every source, the `languages` largest entries and the smallest, notes and remarks."""
     entries = sorted(mixture.entries, key=lambda e: -e.share)
     lines = [f"{'source':<28} {'languages':>9} {'rows':>13} {'share':>8} {'passes':>8}"]
     for source in sorted({e.source for e in entries}):
@@ -213,6 +239,7 @@ def describe(mixture: Mixture, languages: int = 12) -> str:
             continue
         name = f"{entry.language} ({entry.source})"[:38]
         lines.append(f"{name:<38} {entry.rows:>13,} {entry.share:>8.3%} {entry.passes:>8.3f}")
+    lines.extend(f"note: {remark}" for remark in mixture.remarks)
     lines.extend(f"warning: {note}" for note in mixture.notes)
     return "\n".join(lines)
 
@@ -230,18 +257,73 @@ def _languages_of(manifest: Mapping, row_length: int) -> Mapping[str, Mapping]:
     }
 
 
+def _named_in(sources: Mapping, corpus_of: Mapping[str, int], corpus: int) -> set[str]:
+    """All languages that the sources of a corpus name."""
+    return {
+        language
+        for name, index in corpus_of.items()
+        if index == corpus
+        for language in sources[name]["languages"]
+    }
+
+
 def _claim(
-    sources: Mapping, name: str, corpus_of: Mapping[str, int], languages: Mapping[str, Mapping]
+    named: Sequence[str], languages: Mapping[str, Mapping], meant: Mapping[str, str]
 ) -> tuple[list[str], list[str]]:
-    """(languages that the source reads, languages that it names but its corpus lacks), each sorted."""
-    named = set(sources[name]["languages"])
+    """(languages of the corpus that a source reads, languages that it names but the corpus lacks), each sorted.
+
+    A source that names none reads what no source of the corpus names.
+    """
     if not named:
-        others = (
-            other for other in corpus_of if other != name and corpus_of[other] == corpus_of[name]
-        )
-        taken = {language for other in others for language in sources[other]["languages"]}
-        return sorted(languages.keys() - taken), []
-    return sorted(named & languages.keys()), sorted(named - languages.keys())
+        return sorted(languages.keys() - meant.keys()), []
+    found = sorted(language for language, name in meant.items() if name in named)
+    return found, sorted(set(named) - {meant[language] for language in found})
+
+
+def _weights(
+    found: Sequence[str],
+    languages: Mapping[str, Mapping],
+    meant: Mapping[str, str],
+    temperature: float,
+) -> np.ndarray:
+    """(tokens)^temperature of each language; languages that are meant by one name share what that name has."""
+    names = [meant.get(language, language) for language in found]
+    tokens = np.array([languages[language]["tokens"] for language in found], np.float64)
+    of_name: dict[str, float] = {}
+    for name, size in zip(names, tokens.tolist(), strict=True):
+        of_name[name] = of_name.get(name, 0.0) + size
+    together = np.array([of_name[name] for name in names], np.float64)
+    return together**temperature * (tokens / together)
+
+
+def _remarks(
+    manifests: Sequence[Mapping],
+    languages: Sequence[Mapping[str, Mapping]],
+    meant: Sequence[Mapping[str, str]],
+    read: Set[tuple[int, str]],
+) -> Iterator[str]:
+    for corpus, manifest in enumerate(manifests):
+        of_corpus = languages[corpus]
+        spelled = [f"{x!r} as {name}" for x, name in meant[corpus].items() if x != name]
+        if spelled:
+            yield (
+                f"corpus {manifest['source']}: {len(spelled)} of its languages are meant by another spelling of their"
+                f" codes ({_shown(spelled)})"
+            )
+        unread = [language for language in of_corpus if (corpus, language) not in read]
+        if unread:
+            unread.sort(key=lambda language: (-of_corpus[language]["tokens"], language))
+            tokens = sum(of_corpus[language]["tokens"] for language in unread)
+            total = sum(entry["tokens"] for entry in of_corpus.values())
+            largest = [f"{x!r} {of_corpus[x]['tokens']:,}" for x in unread]
+            yield (
+                f"corpus {manifest['source']}: {len(unread):,} of its {len(of_corpus):,} languages are named by no"
+                f" source and not read, {tokens:,} of {total:,} tokens ({_shown(largest)})"
+            )
+
+
+def _shown(items: Sequence[str]) -> str:
+    return ", ".join(items[:8]) + (", ..." if len(items) > 8 else "")
 
 
 def _check(data_config: Mapping, names: tuple[str, ...]) -> None:

@@ -18,6 +18,7 @@ from absl import flags
 from mmbert_jax.data import corpus
 from mmbert_jax.data.mixture import Mixture, build_mixture, source_names
 from mmbert_jax.data.order import RowOrder
+from mmbert_jax.data.tokenizer_identity import same_tokenizer
 from mmbert_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -96,7 +97,7 @@ def find_corpora(data_config: Mapping) -> tuple[tuple[Path, ...], tuple[corpus.M
         folders = tuple(folder / name for name in source_names(data_config))
     manifests = tuple(corpus.read_manifest(folder) for folder in folders)
     for other, manifest in zip(folders, manifests, strict=True):
-        if manifest["tokenizer"]["sha256"] != manifests[0]["tokenizer"]["sha256"]:
+        if not same_tokenizer(manifest["tokenizer"], manifests[0]["tokenizer"]):
             raise UserError(
                 f"{other} was prepared with another tokeniser than {folders[0]}: prepare it again with that one"
             )

@@ -50,6 +50,7 @@ from mmbert_jax.data.sources import Chunk, Fields, Input, parse_chunk, read_chun
 from mmbert_jax.data.special_ids import BOS, EOS, PIECES
 from mmbert_jax.data.spill import Documents, Size, SpillWriter, read_blocks, read_spill
 from mmbert_jax.data.tokenizer import Tokenizer, load_tokenizer
+from mmbert_jax.data.tokenizer_identity import describe_tokenizer
 from mmbert_jax.errors import UserError
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -110,11 +111,7 @@ def prepare_corpus(
             "version": VERSION,
             "source": source,
             "inputs": [str(item.path) for item in inputs],
-            "tokenizer": {
-                "sha256": tokenizer.sha256,
-                "vocab_size": tokenizer.vocab_size,
-                "file": tokenizer.path.name,
-            },
+            "tokenizer": describe_tokenizer(tokenizer),
             "special_ids": {piece.strip("<>"): i for i, piece in enumerate(PIECES)},
             "held_out_fraction": settings.held_out,
             "documents": totals["documents"],
@@ -475,7 +472,7 @@ def _pack(jobs: Sequence[_Job], settings: Settings, run: Run) -> dict[str, dict[
     progress = Progress("pack    ", sum(tokens))
     shown = {"tokens": 0}
     for job, n, counted in zip(jobs, tokens, run(pack_shards, jobs), strict=True):
-        for length, rows_and_tokens in counted.items():
+        for length, (rows_and_tokens, digest) in counted.items():
             entry = result[str(length)][job.split]
             before = sum(shard["rows"] for shard in entry["shards"])
             for part, (rows, row_tokens) in zip(job.parts, rows_and_tokens, strict=True):
@@ -489,7 +486,7 @@ def _pack(jobs: Sequence[_Job], settings: Settings, run: Run) -> dict[str, dict[
                 language["bytes"] += part.size.text_bytes
                 before += rows
             rows = sum(rows for rows, _ in rows_and_tokens)
-            entry["shards"].append({"file": job.file(length), "rows": rows})
+            entry["shards"].append({"file": job.file(length), "rows": rows, "digest": digest})
         shown["tokens"] += n
         progress.advance(n, shown)
     progress.finish(shown)
@@ -501,14 +498,19 @@ def _pack(jobs: Sequence[_Job], settings: Settings, run: Run) -> dict[str, dict[
     return result
 
 
-def pack_shards(job: _Job) -> dict[int, list[tuple[int, int]]]:
-    """Stage 2's job: for each row length, (rows, tokens in them) of each part; removes the parts' spill files."""
+def pack_shards(job: _Job) -> dict[int, tuple[list[tuple[int, int]], str]]:
+    """Stage 2's job; removes the parts' spill files.
+
+    Returns:
+      For each row length, (rows, tokens in them) of each part, and a digest of the shard's records.
+    """
     row_lengths = _worker.settings.row_lengths
     writers = {
         length: ArrayRecordWriter(str(job.folder / job.file(length)), "group_size:1")
         for length in row_lengths
     }
     counts: dict[int, list[tuple[int, int]]] = {length: [] for length in row_lengths}
+    digests = {length: hashlib.blake2b(digest_size=8) for length in row_lengths}
     try:
         for part in job.parts:
             documents = read_spill(part.path, part.size)
@@ -517,6 +519,7 @@ def pack_shards(job: _Job) -> dict[int, list[tuple[int, int]]]:
                 rows = tokens = 0
                 for record, n in packed_rows(documents, length):
                     writer.write(record)
+                    digests[length].update(record)
                     rows += 1
                     tokens += n
                 counts[length].append((rows, tokens))
@@ -533,7 +536,7 @@ def pack_shards(job: _Job) -> dict[int, list[tuple[int, int]]]:
             rows = -1
         if rows != sum(rows for rows, _ in counts[length]):
             raise OSError(f"{path}: could not be written whole: is the disk full?")
-    return counts
+    return {length: (counts[length], digests[length].hexdigest()) for length in row_lengths}
 
 
 def packed_rows(documents: Documents, row_length: int) -> Iterator[tuple[bytes, int]]:

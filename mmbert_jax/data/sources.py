@@ -5,6 +5,7 @@ import io
 import json
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -209,6 +210,15 @@ def _readable(path: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def count_languages(inputs: Sequence[Input], fields: Fields) -> Counter[str]:
+    """Language -> its documents; reads everything once."""
+    return Counter(
+        document.language
+        for chunk in read_chunks(inputs)
+        for document in parse_chunk(chunk, fields)
+    )
 
 
 def parse_chunk(chunk: Chunk, fields: Fields) -> list[Document]:

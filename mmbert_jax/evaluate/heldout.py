@@ -16,7 +16,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mmbert_jax.checkpoint import restore_params
+from mmbert_jax.checks import check_corpus
 from mmbert_jax.config import complete
+from mmbert_jax.data.language_codes import meant_by
 from mmbert_jax.data.pipeline import held_out_batches
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.model.config import ModelConfig
@@ -85,10 +87,17 @@ def held_out_losses(eval_step, params, batches: Iterable, rows: int, mesh: Mesh)
 
 
 def by_group(results: Results, groups: Mapping[str, Iterable[str]]) -> dict[str, dict[str, float]]:
-    """Means over the languages of each group, every language counting the same; 'all' is there always."""
+    """Means over the languages of each group, every language counting the same; 'all' is there always.
+
+    A group's names mean languages as a source's do: "eng" also means "eng_Latn".
+    """
+    meant = meant_by(results, {name for members in groups.values() for name in members})
     means = {}
-    for group, members in {"all": results.keys(), **groups}.items():
-        found = [results[language] for language in members if language in results]
+    for group, members in {"all": None, **groups}.items():
+        if members is None:
+            found = list(results.values())
+        else:
+            found = [results[language] for name in members for language in meant.get(name, ())]
         if found:
             means[group] = {
                 "loss": float(np.mean([r["loss"] for r in found])),
@@ -144,6 +153,7 @@ def main() -> None:
         config.data.row_length = args.row_length
     if args.rows_per_language:
         config.eval.rows_per_language = args.rows_per_language
+    check_corpus(meta, config.data)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     params = jax.device_put(params, param_shardings(ModelConfig.from_config(config.model), mesh))
     results = evaluate(config, mesh)(params)

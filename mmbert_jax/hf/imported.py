@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from mmbert_jax.data.tokenizer import load_tokenizer
+from mmbert_jax.data.tokenizer_identity import content
 from mmbert_jax.hf.config import SPECIAL_IDS, HfConfig
 from mmbert_jax.hf.tokenizer import open_copied
 from mmbert_jax.model.task_heads import MLM
@@ -31,6 +32,7 @@ def import_meta(folder: Path, config: HfConfig) -> dict:
         tokenizer = (open_copied if own_ids else load_tokenizer)(folder)
         meta["tokenizer"] = {
             "sha256": tokenizer.sha256,
+            "content": content(folder / "tokenizer.json"),
             "vocab_size": tokenizer.vocab_size,
             "path": str(folder.resolve()),
         }

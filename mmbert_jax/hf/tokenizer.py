@@ -1,9 +1,4 @@
-"""The tokeniser's files as `AutoTokenizer.from_pretrained` wants them: tokenizer.json and tokenizer_config.json.
-
-A sentencepiece BPE becomes a `tokenizers` BPE with the same ids for every text: byte fallback, spaces as U+2581, and
-for merges all splits of a piece into two pieces. sentencepiece merges the pair whose result has the lowest id, and the
-leftmost of equals; `tokenizers` takes the merge of the lowest rank, so merges are ranked by the result's id.
-"""
+"""The tokeniser's files as `AutoTokenizer.from_pretrained` wants them: tokenizer.json and tokenizer_config.json."""
 
 import dataclasses
 import hashlib
@@ -15,15 +10,15 @@ from typing import Any
 
 import tokenizers
 
+from mmbert_jax.data.sentencepiece_model import added_token, as_tokenizer_json, parse_model
 from mmbert_jax.data.special_ids import BOS, EOS, MASK, PAD, PIECES, UNK
 from mmbert_jax.data.tokenizer import TOKENIZER_JSON, SentencePieceTokenizer, Tokenizer
+from mmbert_jax.data.tokenizer_identity import is_recorded
 from mmbert_jax.errors import UserError
-from mmbert_jax.hf.sentencepiece_model import BYTE, NORMAL, USER_DEFINED, parse_model
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 # What `AutoTokenizer` reads of a model whose tokeniser is not this project's.
 FILES = (TOKENIZER_JSON, TOKENIZER_CONFIG, "special_tokens_map.json")
-SPACE = "▁"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +64,7 @@ def copied_tokenizer(meta: Mapping, folder: str | Path | None = None) -> CopiedT
             "the checkpoint was imported from a folder without a tokeniser; give it with --tokenizer DIR"
         )
     found = open_copied(place)
-    if recorded and found.sha256 != recorded["sha256"]:
+    if not is_recorded(found.folder / TOKENIZER_JSON, found.sha256, recorded):
         raise UserError(
             f"{found.folder / TOKENIZER_JSON} is not the one that was imported with the model"
             f" (sha256 {recorded['sha256'][:12]}...); give that one with --tokenizer DIR"
@@ -105,7 +100,7 @@ def to_hf_files(tokenizer: Tokenizer, folder: str | Path, model_max_length: int)
     description |= {"truncation": None, "padding": None, "post_processor": _template()}
     for token in description["added_tokens"]:
         if token["id"] == MASK:
-            token.update(_added_token(MASK, PIECES[MASK]))
+            token.update(added_token(MASK, PIECES[MASK]))
     config = {
         # The only class that all versions of transformers from 4.48 on read alike.
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -132,75 +127,12 @@ def to_hf_files(tokenizer: Tokenizer, folder: str | Path, model_max_length: int)
 
 def _from_sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
     model = parse_model(tokenizer.serialized_model())
-    for unsupported, what in (
-        (model.model_type != "bpe", f"model type {model.model_type}"),
-        (model.has_charsmap, "a normaliser that changes characters"),
-        (model.add_dummy_prefix, "a space added in front of every text"),
-        (model.remove_extra_whitespaces, "removal of extra white space"),
-        (sum(kind == BYTE for _, kind in model.pieces) != 256, "no byte fallback"),
-    ):
-        if unsupported:
-            raise UserError(
-                f"{tokenizer.path}: cannot be converted to {TOKENIZER_JSON}: it has {what}; use the model's own "
-                f"{TOKENIZER_JSON} or train a tokeniser with tools/train_tokenizer.py"
-            )
-    vocabulary = {piece: i for i, (piece, _) in enumerate(model.pieces)}
-    normal = {piece: i for i, (piece, kind) in enumerate(model.pieces) if kind == NORMAL}
-    merges = []
-    for piece, i in normal.items():
-        for at in range(1, len(piece)):
-            left, right = normal.get(piece[:at]), normal.get(piece[at:])
-            if left is not None and right is not None:
-                merges.append((i, left, right))
-    merges.sort()
-    pieces = [piece for piece, _ in model.pieces]
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [_added_token(i, PIECES[i]) for i in range(5)]
-        + [
-            # Symbols with spaces in them are written with U+2581, so they are looked for in the normalised text.
-            _added_token(i, piece) | {"special": False, "normalized": True}
-            for i, (piece, kind) in enumerate(model.pieces)
-            if kind == USER_DEFINED and i > MASK
-        ],
-        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
-        "pre_tokenizer": None,
-        "post_processor": None,
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-            ],
-        },
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": PIECES[UNK],
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": True,
-            "ignore_merges": False,
-            "vocab": vocabulary,
-            "merges": [[pieces[left], pieces[right]] for _, left, right in merges],
-        },
-    }
-
-
-def _added_token(i: int, content: str) -> dict[str, Any]:
-    return {
-        "id": i,
-        "content": content,
-        "single_word": False,
-        "lstrip": i == MASK,
-        "rstrip": False,
-        "normalized": False,
-        "special": True,
-    }
+    if what := model.obstacle():
+        raise UserError(
+            f"{tokenizer.path}: cannot be converted to {TOKENIZER_JSON}: it has {what}; use the model's own "
+            f"{TOKENIZER_JSON} or train a tokeniser with tools/train_tokenizer.py"
+        )
+    return as_tokenizer_json(model)
 
 
 def _template() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mmbert_jax.data.tokenizer import Tokenizer, load_tokenizer
+from mmbert_jax.data.tokenizer_identity import is_recorded
 from mmbert_jax.errors import UserError
 
 
@@ -11,7 +12,7 @@ def checkpoint_tokenizer(meta: Mapping, path: str | Path | None = None) -> Token
     """The tokeniser at `path`, or the copy that lies in the corpus (or imported model) of the checkpoint.
 
     Args:
-      meta: of a checkpoint; `meta["tokenizer"]["sha256"]` says which tokeniser it has to be.
+      meta: of a checkpoint; `meta["tokenizer"]` says which tokeniser it has to be.
       path: folder or file of a tokeniser; None looks where the checkpoint says.
 
     Raises:
@@ -25,11 +26,11 @@ def checkpoint_tokenizer(meta: Mapping, path: str | Path | None = None) -> Token
         )
         raise UserError(f"no tokeniser found (looked at {looked}); give it with --tokenizer DIR")
     tokenizer = load_tokenizer(found)
-    expected = (meta.get("tokenizer") or {}).get("sha256")
-    if expected and tokenizer.sha256 != expected:
+    expected = meta.get("tokenizer")
+    if not is_recorded(tokenizer.path, tokenizer.sha256, expected):
         raise UserError(
             f"the tokeniser {found} (sha256 {tokenizer.sha256[:12]}...) is not the one that the checkpoint was"
-            f" trained with ({expected[:12]}...); give that one with --tokenizer DIR"
+            f" trained with ({expected['sha256'][:12]}...); give that one with --tokenizer DIR"
         )
     return tokenizer
 

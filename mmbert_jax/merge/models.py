@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from mmbert_jax.checkpoint import open_params
+from mmbert_jax.data.tokenizer_identity import same_tokenizer
 from mmbert_jax.errors import UserError
 from mmbert_jax.hf.config import read_config
 from mmbert_jax.hf.weights import open_weights
 from mmbert_jax.model.config import ModelConfig
-from mmbert_jax.run import is_run
+from mmbert_jax.run import is_run, locate
 
 CHECKPOINT, HUGGING_FACE = "checkpoint", "Hugging Face folder"
 STORED = ("float32", "bfloat16", "float16")
@@ -31,7 +32,9 @@ class StoredModel:
       read: name -> tensor as stored; nothing is kept.
       config: its shape.
       meta: of a checkpoint: its meta; of a Hugging Face folder: the content of config.json.
-      vocabulary: what has to be equal for two models' embeddings to mean the same; None where it is not known.
+      tokenizer: its record (data/tokenizer_identity.py), which decides what the embeddings mean; None where it is not
+        known. Of a Hugging Face folder the content is what its ids stand for.
+      folder: where the tensors lie: of a run, the checkpoint that was the newest when it was opened.
     """
 
     path: str
@@ -40,7 +43,8 @@ class StoredModel:
     read: Callable[[str], np.ndarray]
     config: ModelConfig
     meta: Mapping[str, Any]
-    vocabulary: str | None
+    tokenizer: Mapping[str, Any] | None
+    folder: Path
 
 
 def open_model(path: str | Path) -> StoredModel:
@@ -52,7 +56,8 @@ def open_model(path: str | Path) -> StoredModel:
     path = Path(path)
     if (path / "config.json").is_file() and not is_run(path):
         return _open_hugging_face(path)
-    shapes, read, meta = open_params(path)
+    folder = locate(path)
+    shapes, read, meta = open_params(folder)
     return StoredModel(
         path=str(path),
         kind=CHECKPOINT,
@@ -60,7 +65,8 @@ def open_model(path: str | Path) -> StoredModel:
         read=read,
         config=ModelConfig.from_config(meta["config"]["model"]),
         meta=meta,
-        vocabulary=(meta.get("tokenizer") or {}).get("sha256"),
+        tokenizer=meta.get("tokenizer"),
+        folder=folder,
     )
 
 
@@ -87,7 +93,7 @@ def check_alike(first: StoredModel, others: Iterable[StoredModel]) -> None:
                     f"{other.path}: config.model.{field.name} is {theirs}, that of {first.path} is {ours};"
                     " merge models of one shape"
                 )
-        if first.vocabulary and other.vocabulary and first.vocabulary != other.vocabulary:
+        if not same_tokenizer(first.tokenizer, other.tokenizer):
             raise UserError(
                 f"{other.path}: has another tokeniser than {first.path}; their embeddings cannot be merged"
             )
@@ -122,15 +128,16 @@ def _open_hugging_face(folder: Path) -> StoredModel:
         read=read_floats,
         config=config,
         meta=fields,
-        vocabulary=_vocabulary(folder / "tokenizer.json"),
+        tokenizer=_vocabulary(folder / "tokenizer.json"),
+        folder=folder,
     )
 
 
-def _vocabulary(path: Path) -> str | None:
-    """A digest of what a tokenizer.json's ids stand for; versions of `tokenizers` write the same one differently."""
+def _vocabulary(path: Path) -> dict[str, str] | None:
+    """What a tokenizer.json's ids stand for, as a record's content; two that split texts otherwise may still merge."""
     if not path.is_file():
         return None
     description = json.loads(path.read_text(encoding="utf-8"))
     added = {token["content"]: token["id"] for token in description["added_tokens"]}
     pieces = sorted((description["model"]["vocab"] | added).items())
-    return hashlib.sha256(json.dumps(pieces).encode()).hexdigest()
+    return {"content": hashlib.sha256(json.dumps(pieces).encode()).hexdigest()}

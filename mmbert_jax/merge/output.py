@@ -86,12 +86,13 @@ def merged_meta(described: Mapping[str, Any], models: Sequence[StoredModel]) -> 
     """The meta of a merged checkpoint.
 
     Config and tokeniser are those of the first of `models` (the base, where there is one); the row length is the
-    longest of any, the languages are those of all.
+    longest of any, the languages are those of all. It has no fingerprint, having been trained on nothing itself.
     """
     metas = [model.meta for model in models]
     config = metas[0]["config"]
     row_length = max(meta["config"]["data"]["row_length"] for meta in metas)
-    return dict(metas[0]) | {
+    own = {name: value for name, value in metas[0].items() if name != "fingerprint"}
+    return own | {
         "phase": "merged",
         "step": 0,  # no training of its own
         "row": 0,

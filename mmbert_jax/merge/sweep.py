@@ -11,12 +11,15 @@ import jax
 from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
+from mmbert_jax.checks import check_corpus
+from mmbert_jax.checksums import sha256
 from mmbert_jax.errors import UserError
 from mmbert_jax.evaluate.heldout import Results, by_group, evaluate
 from mmbert_jax.merge.models import StoredModel
 from mmbert_jax.merge.recipe import Recipe, make_recipe, merge
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.sharding import param_shardings
+from mmbert_jax.run import SUMS
 
 RESULTS = "sweep.json"
 Score = Callable[[Mapping[str, Any]], Results]
@@ -42,7 +45,12 @@ def grid(
 
 
 def make_score(config: ConfigDict, model: StoredModel) -> Score:
-    """A function from flat parameters of `model`'s shape to held-out results by language, on one device."""
+    """A function from flat parameters of `model`'s shape to held-out results by language, on one device.
+
+    Raises:
+      UserError: the corpus was prepared with another tokeniser than the model's.
+    """
+    check_corpus(model.meta, config.data)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     shardings, run = param_shardings(model.config, mesh), evaluate(config, mesh)
 
@@ -82,17 +90,17 @@ def sweep(
       UserError: the folder holds a sweep of other models or on other text.
     """
     inputs = {
-        "base": base.path if base else None,
-        "models": [model.path for model in models],
+        "base": _identity(base) if base else None,
+        "models": [_identity(model) for model in models],
         **evaluated_on,
     }
     path = folder / RESULTS
     points = {}
     if path.exists():
         found = json.loads(path.read_text())
-        if found["inputs"] != inputs:
+        if changed := _changes(found["inputs"], inputs):
             raise UserError(
-                f"{path} is a sweep over {found['inputs']}, not {inputs}: choose another --output"
+                f"{path} is a sweep over something else: {changed}; choose another --output"
             )
         points = found["points"]
 
@@ -114,6 +122,28 @@ def sweep(
             _write(path, inputs, points)
         say(_line(name, points[name]))
     return points
+
+
+def _identity(model: StoredModel) -> dict[str, Any]:
+    """What tells a model from another one at the same path: a run that was trained on has another newest checkpoint."""
+    return {
+        "path": model.path,
+        "step": model.meta.get("step"),
+        "sums": sha256(model.folder / SUMS),
+    }
+
+
+def _changes(before: Any, now: Any, name: str = "") -> str | None:
+    """The first value that is another one, with its name; None where all are equal."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        parts = [(f"{name} {key}", before.get(key), now.get(key)) for key in {**now, **before}]
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        parts = [
+            (f"{name} {i}", *pair) for i, pair in enumerate(zip(before, now, strict=True), start=1)
+        ]
+    else:
+        return None if before == now else f"{name.strip()} was {before}, and is {now}"
+    return next((found for n, b, a in parts if (found := _changes(b, a, n))), None)
 
 
 def recipe_name(recipe: Recipe) -> str:

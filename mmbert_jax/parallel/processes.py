@@ -80,7 +80,7 @@ def everywhere(act: Callable[[], Any]) -> Any:
     if jax.process_count() == 1:
         return act()
     result, failure = _attempt(act)
-    for process, text in enumerate(_gather(failure)):
+    for process, text in enumerate(gather(failure)):
         if text:
             raise JobError(f"process {process}: {text}")
     return result
@@ -95,7 +95,7 @@ def once(act: Callable[[], Any]) -> Any:
     if jax.process_count() == 1:
         return act()
     result, failure = _attempt(act) if jax.process_index() == 0 else (None, "")
-    outcome = json.loads(_gather(json.dumps({"result": result, "failure": failure}))[0])
+    outcome = json.loads(gather(json.dumps({"result": result, "failure": failure}))[0])
     if outcome["failure"]:
         raise JobError(outcome["failure"])
     return outcome["result"]
@@ -165,7 +165,7 @@ def _attempt(act: Callable[[], Any]) -> tuple[Any, str]:
         return None, repr(error)
 
 
-def _gather(text: str) -> list[str]:
+def gather(text: str) -> list[str]:
     """The texts of all processes, by process."""
     data = np.frombuffer(text.encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.int32(len(data)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmbert_jax.data.corpus import decode_row, read_manifest, rows_source
+from mmbert_jax.data.language_codes import meant_by
 from mmbert_jax.data.special_ids import BOS, EOS, MASK, PIECES
 from mmbert_jax.data.tokenizer import load_tokenizer
 
@@ -38,15 +39,14 @@ def masked_examples(
     split = manifest["row_lengths"][row_length]["held_out"]
     rows = rows_source(corpus, manifest, int(row_length), "held_out")
     tokenizer = load_tokenizer(corpus / "tokenizer")
+    meant = meant_by(split["languages"], {name for group in groups for name in group})
     scripts: set[str] = set()
     examples = []
     for group in groups:
         taken = 0
-        for language in group:
+        for language in (x for name in group for x in meant.get(name, ())):
             if taken == per_group:
                 break
-            if language not in split["languages"]:
-                continue
             tokens, ends, _ = decode_row(rows[split["languages"][language]["first_row"]])
             ids = [int(i) for i in tokens[: ends[0]] if i not in (BOS, EOS)][:SHOWN_TOKENS]
             pieces = [tokenizer.decode([i]) for i in ids]

@@ -138,7 +138,7 @@ def shrunk_meta(meta: Mapping, path: str, smaller: ModelConfig, layers: list[int
     """The meta of the smaller model: no training of its own, and where it comes from."""
     parent = {key: meta.get(key) for key in ("phase", "step", "tokens")}
     model = meta["config"]["model"]
-    return dict(meta) | {
+    return {name: value for name, value in meta.items() if name != "fingerprint"} | {
         "phase": "shrunk",
         "step": 0,
         "row": 0,

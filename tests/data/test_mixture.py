@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shared_data import shared_file
 
+from mmbert_jax.data.language_codes import describe_fit, language_key
 from mmbert_jax.data.mixture import build_mixture, describe, shares
 from mmbert_jax.errors import UserError
 from mmbert_jax.recipe import languages, sources
@@ -167,6 +168,77 @@ def test_missing_languages_are_counted_and_missing_sources_left_out():
     assert "warning: data source c" in describe(mixture)
 
 
+def test_languages_that_no_source_names_are_remarked_on_largest_first():
+    rows = {"eng": 50, "deu": 30, "aze": 5, "en": 10, "zho_Hans": 20}
+    config = data_config({"a": (1.0, ("eng",)), "b": (1.0, ("deu",))})
+    mixture = build_mixture(config, 100, [manifest(rows)])
+    assert mixture.notes == ()
+    assert mixture.remarks == (
+        "corpus corpus: 3 of its 5 languages are named by no source and not read, 350 of 1,150 tokens ('zho_Hans' 200,"
+        " 'en' 100, 'aze' 50)",
+    )
+    assert "note: corpus corpus: 3 of its 5" in describe(mixture)
+    rest = build_mixture(data_config({"a": (1.0, ("eng",)), "b": (1.0, ())}), 100, [manifest(rows)])
+    assert rest.remarks == ()
+
+
+@pytest.mark.parametrize(
+    ("code", "key"),
+    [
+        ("eng", "eng"),
+        ("eng_Latn", "eng"),
+        ("azj-Cyrl", "azj"),
+        (" ENG", "eng"),
+        ("en", "en"),
+        ("en_Latn", "en"),
+        ("aze", "aze"),
+        ("zh_Hant_TW", "zh_hant_tw"),
+        ("code", "code"),
+        ("Latn", "latn"),
+    ],
+)
+def test_keys_of_codes(code, key):
+    assert language_key(code) == key
+
+
+def test_names_mean_other_spellings_of_their_codes():
+    """As one language in the temperature: sqrt(300 + 100) : sqrt(100) = 2 : 1, and its share 3 : 1 by tokens."""
+    rows = {"srp_Cyrl": 300, "srp_Latn": 100, "deu_Latn": 100, "eng_Latn": 999}
+    config = data_config({"a": (1.0, ("srp", "deu"))})
+    mixture = build_mixture(config, 100, [manifest(rows)])
+    assert shares_of(mixture) == pytest.approx(
+        {("a", "srp_Cyrl"): 0.5, ("a", "srp_Latn"): 1 / 6, ("a", "deu_Latn"): 1 / 3}
+    )
+    assert mixture.notes == ()
+    spelled, unread = mixture.remarks
+    assert "3 of its languages are meant by another spelling of their codes" in spelled
+    assert "'srp_Cyrl' as srp" in spelled
+    assert "1 of its 4 languages are named by no source and not read" in unread
+    # A name that is spelled as the corpus spells it means that alone; the rest is what no source means.
+    exact = data_config({"a": (1.0, ("srp_Latn", "deu")), "b": (1.0, ("srp",)), "c": (1.0, ())})
+    of_source = {
+        (e.source, e.language) for e in build_mixture(exact, 100, [manifest(rows)]).entries
+    }
+    assert of_source == {
+        *(("a", "srp_Latn"), ("a", "deu_Latn"), ("b", "srp_Cyrl"), ("c", "eng_Latn"))
+    }
+
+
+def test_lists_are_held_against_a_text_before_anything_is_made_of_it():
+    groups = {"english": ("eng",), "phase1": ("deu", "azj"), "last": ("fao",)}
+    text = {"eng_Latn": 200, "azj_Latn": 100, "aze": 50, "en": 60, "fao": 3}
+    said = describe_fit(text, groups, ("english", "phase1"))
+    assert said.splitlines() == [
+        "413 documents in 5 languages, of which the lists name 3",
+        "meant by another spelling of their codes: 2 ('eng_Latn' as eng, 'azj_Latn' as azj)",
+        "named by no list, so read by no phase: 110 documents in 2 languages ('en' 60, 'aze' 50)",
+    ]
+    with pytest.raises(
+        UserError, match=r"\('en' 60, 'fao' 3\) is among .* \(eng, deu, azj, \.\.\.\)"
+    ):
+        describe_fit({"en": 60, "fao": 3}, groups, ("english", "phase1"))
+
+
 def test_order_of_the_config_does_not_matter():
     entries = {"a": (1.0, ("eng",)), "b": (2.0, ("deu",))}
     corpus = [manifest({"eng": 50, "deu": 50})]
@@ -200,7 +272,7 @@ def test_describe_names_sources_and_languages():
         ),
         (
             {"sources": {"web": {"share": 1.0, "languages": ("xyz",)}}},
-            r"config\.data\.sources: the corpus has none of the languages",
+            r"config\.data\.sources: the corpus has none of the languages named there \(xyz\), only deu, eng",
         ),
         (
             {"row_length": 99},

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -21,8 +22,9 @@ import zstandard
 from array_record.python.array_record_module import ArrayRecordReader
 from small_tokenizer import write_small_tokenizer
 
-from mmbert_jax.data import cldr_text
+from mmbert_jax.data import cldr_text, tokenizer_identity
 from mmbert_jax.data import prepare as preparation
+from mmbert_jax.data.corpus import rows_source
 from mmbert_jax.data.sources import Fields, find_inputs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -191,9 +193,20 @@ def test_totals_of_the_manifest(corpus, records, model):
     assert copied == (model / "tokenizer.model").read_bytes()
     assert manifest["tokenizer"] == {
         "sha256": hashlib.sha256(copied).hexdigest(),
+        "content": tokenizer_identity.content(model / "tokenizer.model"),
         "vocab_size": bare.get_piece_size(),
         "file": "tokenizer.model",
     }
+
+
+def test_every_shard_has_a_digest_of_its_records(corpus):
+    folder, manifest = corpus[0], json.loads((corpus[0] / "manifest.json").read_text())
+    for row_length, splits in manifest["row_lengths"].items():
+        for split, entry in splits.items():
+            rows = iter(rows_source(folder, manifest, int(row_length), split))
+            for shard in entry["shards"]:
+                records = b"".join(itertools.islice(rows, shard["rows"]))
+                assert shard["digest"] == hashlib.blake2b(records, digest_size=8).hexdigest()
 
 
 def test_large_languages_have_shards_of_their_own_and_small_ones_share(corpus):

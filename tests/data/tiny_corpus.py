@@ -1,5 +1,6 @@
 """Small corpora with known content, written through the project's record format and ArrayRecord's own writer."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +18,16 @@ def write_corpus(
     row_length: int = 16,
     held_out: Mapping[str, int] | None = None,
     rows_per_shard: int = 1000,
-    tokenizer: str = "a",
+    tokenizer: str | Mapping = "a",
+    filling: int = 9,
 ) -> Path:
     """A corpus with `rows[language]` training rows and `held_out[language]` held-out rows.
 
     The tokens of a row say which it is (see `identify`): <bos>, 10 + split, 10 + language's index, 10 + row // 1000,
-    10 + row % 1000, then a second segment.
+    10 + row % 1000, then a second segment; all others are `filling`.
+
+    Args:
+      tokenizer: its sha256, or fields of its record.
     """
     folder.mkdir(parents=True)
     splits = {}
@@ -37,7 +42,7 @@ def write_corpus(
                 "bytes": 0,
             }
             for row in range(of_split[language]):
-                tokens = np.full(row_length - 2, 9)
+                tokens = np.full(row_length - 2, filling)
                 tokens[[0, 5]] = 2
                 tokens[1:5] = np.array([split == "held_out", index, row // 1000, row % 1000]) + 10
                 document = corpus.document_id(0, len(records) + 1)
@@ -49,14 +54,17 @@ def write_corpus(
             for record in records[start : start + rows_per_shard]:
                 writer.write(record)
             writer.close()
-            shards.append({"file": name, "rows": len(records[start : start + rows_per_shard])})
+            of_shard = records[start : start + rows_per_shard]
+            digest = hashlib.blake2b(b"".join(of_shard), digest_size=8).hexdigest()
+            shards.append({"file": name, "rows": len(of_shard), "digest": digest})
         splits[split] = {"shards": shards, "fill": 1.0, "languages": languages}
     manifest = {
         "format": "mmbert_jax corpus",
         "version": 1,
         "source": folder.name,
         "inputs": ["text.jsonl"],
-        "tokenizer": {"sha256": tokenizer, "vocab_size": 2048, "file": "tokenizer.json"},
+        "tokenizer": {"vocab_size": 2048, "file": "tokenizer.json"}
+        | ({"sha256": tokenizer} if isinstance(tokenizer, str) else dict(tokenizer)),
         "row_lengths": {str(row_length): splits},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -165,6 +165,13 @@ def test_every_language_of_a_group_counts_the_same():
         "small": {"loss": 6.0, "accuracy": 0.25, "languages": 1},
     }
     assert by_group({}, groups) == {}
+    # As a source's names do, a group's mean other spellings of their codes.
+    spelled = {"eng_Latn": RESULTS["eng"], " ENG": RESULTS["deu"], "fao": RESULTS["fao"]}
+    assert by_group(spelled, {"large": ("eng",)})["large"] == {
+        "loss": 1.5,
+        "accuracy": 0.625,
+        "languages": 2,
+    }
 
 
 def test_table_of_groups():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +12,16 @@ import numpy as np
 import pytest
 from data.tiny_corpus import write_corpus
 from ml_collections import ConfigDict
+from stored_models import perturbed, write_checkpoint
 from tiny import tiny_config
 
-from mmbert_jax.checkpoint import restore_params, save_params
+from mmbert_jax.checkpoint import open_manager, restore_params, save, save_params
 from mmbert_jax.errors import UserError
 from mmbert_jax.evaluate.heldout import by_group, evaluate
 from mmbert_jax.merge.models import open_model
 from mmbert_jax.merge.output import write_merged
 from mmbert_jax.merge.recipe import make_recipe, merge
-from mmbert_jax.merge.sweep import best_by_group, grid
+from mmbert_jax.merge.sweep import best_by_group, grid, sweep
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import init_params
 from mmbert_jax.parallel.mesh import make_mesh
@@ -104,6 +106,41 @@ def test_scores_are_those_of_the_merges(runs, tmp_path):
     result = run(runs[:2], output, "--density", 0.2)
     assert result.returncode == 2
     assert "choose another --output" in result.stderr
+
+
+def test_a_sweep_knows_its_models_and_its_text(tmp_path):
+    """A run that was trained on, weights that were written anew and another text: refused, and by name."""
+    for name in ("base", "one"):
+        write_checkpoint(tmp_path / name, 1, 0.1)
+    (tmp_path / "sweep").mkdir()
+    scored = []
+
+    def score(flat):
+        scored.append(flat)
+        return {"eng": {"loss": 1.0, "accuracy": 0.5, "targets": 10}}
+
+    def go_on(text="a"):
+        base, one = (open_model(tmp_path / name) for name in ("base", "one"))
+        recipes = grid("ties", 1, [[1]], {"density": [0.5]})
+        folder, evaluated_on = tmp_path / "sweep", {"text": {"corpus": text}}
+        return sweep(folder, recipes, base, [one], score, {}, evaluated_on, lambda _: None)
+
+    go_on()
+    assert len(scored) == 3
+    go_on()
+    assert len(scored) == 3
+    with pytest.raises(UserError, match="text corpus was a, and is b; choose another --output"):
+        go_on("b")
+    _, meta = restore_params(tmp_path / "one")
+    with open_manager(tmp_path / "one", keep=2) as manager:
+        save(manager, 5, {"params": perturbed(1, 0.1)}, meta | {"step": 5})
+    with pytest.raises(UserError, match="models 1 step was 1, and is 5; choose another --output"):
+        go_on()
+    shutil.rmtree(tmp_path / "one")
+    write_checkpoint(tmp_path / "one", 1, 0.2)
+    with pytest.raises(UserError, match="models 1 sums was "):
+        go_on()
+    assert len(scored) == 3
 
 
 def test_the_best_of_each_group():
