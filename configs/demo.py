@@ -76,7 +76,7 @@ def get_config(argument: str = "phase1,cldr") -> ConfigDict:
     settings.set_rope_theta(config, 10_000.0 if first else 160_000.0)
     # 8192 tokens a step at either row length.
     config.train.batch_rows = config.train.batch_warmup_from_rows = 64 if first else 32
-    config.train.microbatch_rows = 16
+    config.train.microbatch_rows = config.train.batch_warmup_stage_rows = 16
     config.optimizer.peak_lr = 2e-3
     config.optimizer.weight_decay = 2e-4
     if first:
@@ -98,7 +98,6 @@ def get_config(argument: str = "phase1,cldr") -> ConfigDict:
     config.data.loader_workers = 0
 
     config.eval.groups = groups
-    config.eval.batch_rows = 64 if first else 32
     config.eval.rows_per_language = 8 if first else 4
     config.eval.every_steps = 50
     config.checkpoint.every_steps = 25

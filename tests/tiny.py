@@ -41,6 +41,7 @@ def tiny_config(**overrides) -> ConfigDict:
                 "batch_rows": 16,
                 "microbatch_rows": 8,
                 "batch_warmup_from_rows": 8,
+                "batch_warmup_stage_rows": 8,
                 "batch_warmup_tokens": 64 * 8 * 4,
                 "loss_chunk": 128,
                 "max_skipped_steps": 10,
@@ -61,7 +62,6 @@ def tiny_config(**overrides) -> ConfigDict:
                 "every_steps": 0,
                 "mask_ratio": 0.15,
                 "rows_per_language": 2,
-                "batch_rows": 8,
                 "groups": {},
             },
         }

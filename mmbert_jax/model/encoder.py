@@ -39,7 +39,7 @@ def layer_norm(x: jax.Array, weight: nnx.Param, eps: float, dtype: jnp.dtype) ->
     return _layer_norm(eps, dtype, x, weight[...])
 
 
-# The backward pass starts again from x, which the residual stream keeps anyway, and two numbers a token: left to
+# The backward pass starts again from x, which the residual stream keeps anyway, and three numbers a token: left to
 # itself, autodiff keeps float32 copies of x.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _layer_norm(eps, dtype, x, weight):
@@ -47,24 +47,32 @@ def _layer_norm(eps, dtype, x, weight):
 
 
 def _layer_norm_fwd(eps, dtype, x, weight):
-    wide = x.astype(jnp.float32)
-    # Both sums in one pass over x. The difference is exact enough while the mean is not far above the deviation.
-    mean = wide.mean(axis=-1, keepdims=True)
-    variance = jnp.square(wide).mean(axis=-1, keepdims=True) - jnp.square(mean)
-    inverse = jax.lax.rsqrt(variance + eps)
-    return ((wide - mean) * inverse * weight).astype(dtype), (x, weight, mean, inverse)
+    # Both sums in one pass over x. E[y^2] - E[y]^2 loses what E[y]^2 is above the variance, so y is x less a value from
+    # its middle: exact where the mean is far above the deviation, and small unless two of three elements are outliers.
+    shift = _median_of_three(x).astype(jnp.float32)
+    shifted = x.astype(jnp.float32) - shift
+    mean = shifted.mean(axis=-1, keepdims=True)
+    variance = jnp.square(shifted).mean(axis=-1, keepdims=True) - jnp.square(mean)
+    inverse = jax.lax.rsqrt(jnp.maximum(variance, 0) + eps)
+    return ((shifted - mean) * inverse * weight).astype(dtype), (x, weight, shift, mean, inverse)
 
 
 def _layer_norm_bwd(eps, dtype, residuals, gradient):
     x, weight, *statistics = residuals
     # Else XLA computes them from x again wherever they are used, and sums the weight's gradient in one pass more.
-    mean, inverse = jax.lax.optimization_barrier(statistics)
-    normed = (x.astype(jnp.float32) - mean) * inverse
+    shift, mean, inverse = jax.lax.optimization_barrier(statistics)
+    normed = (x.astype(jnp.float32) - shift - mean) * inverse
     gradient = gradient.astype(jnp.float32)
     d_normed = gradient * weight
     along = (d_normed * normed).mean(axis=-1, keepdims=True)
     dx = inverse * (d_normed - d_normed.mean(axis=-1, keepdims=True) - normed * along)
     return dx.astype(x.dtype), (gradient * normed).sum(axis=tuple(range(x.ndim - 1)))
+
+
+def _median_of_three(x):
+    """The median of the first, the middle and the last element of each row, [..., 1]."""
+    a, b, c = (x[..., i : i + 1] for i in (0, x.shape[-1] // 2, x.shape[-1] - 1))
+    return jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
 
 
 _layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
@@ -75,13 +83,18 @@ def matmul(equation: str, x: jax.Array, weight: nnx.Param) -> jax.Array:
     return jnp.einsum(equation, x, weight[...].astype(x.dtype))
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Drops elements with probability `rate`, to 16 bits; no key means evaluation, which drops nothing."""
-    if key is None or rate == 0.0:
+def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
+    """Drops elements of x [B, ...] with probability `rate`, to 16 bits.
+
+    Args:
+      keys: one for each row [B]; None means evaluation, which drops nothing.
+    """
+    if keys is None or rate == 0.0:
         return x
     # A random word serves two elements: drawing is what dropout costs. Behind the barrier it is done once, for the
     # backward pass too; XLA would rather draw again than keep a bit.
-    words = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // 2)), jnp.uint32)
+    shape = (*x.shape[1:-1], -(-x.shape[-1] // 2))
+    words = jax.vmap(lambda key: jax.random.bits(key, shape, jnp.uint32))(keys)
     threshold = round(rate * 2**16)
     halves = jax.lax.optimization_barrier(
         ((words & 0xFFFF) >= threshold, (words >> 16) >= threshold)
@@ -169,10 +182,10 @@ class Attention(nnx.Module):
         self.is_global = is_global
         self.dropout_rate = config.attention_output_dropout
 
-    def __call__(self, x, key_ranges: Ranges, table, dropout_key):
+    def __call__(self, x, key_ranges: Ranges, table, dropout_keys):
         q, k, v = rotated(matmul("bld,dthk->blthk", x, self.wqkv), table)
         out = attention(q, k, v, key_ranges)
-        return dropout(matmul("blhk,hkd->bld", out, self.wo), self.dropout_rate, dropout_key)
+        return dropout(matmul("blhk,hkd->bld", out, self.wo), self.dropout_rate, dropout_keys)
 
 
 class GatedMlp(nnx.Module):
@@ -197,9 +210,9 @@ class Layer(nnx.Module):
         self.mlp = GatedMlp(config, rngs=rngs)
         self.eps = config.norm_eps
 
-    def __call__(self, x, key_ranges: Ranges, table, dropout_key):
+    def __call__(self, x, key_ranges: Ranges, table, dropout_keys):
         h = x if self.attn_norm is None else layer_norm(x, self.attn_norm, self.eps, x.dtype)
-        x = fence(x + self.attn(h, key_ranges, table, dropout_key))
+        x = fence(x + self.attn(h, key_ranges, table, dropout_keys))
         h = layer_norm(x, self.mlp_norm, self.eps, x.dtype)
         return fence(x + self.mlp(h))
 
@@ -221,7 +234,7 @@ class Embeddings(nnx.Module):
 class Encoder(nnx.Module):
     """The encoder without a head.
 
-    Called with tokens, segment_ids, positions (int32 [B, L]), a compute dtype and, in training, a key for dropout;
+    Called with tokens, segment_ids, positions (int32 [B, L]), a compute dtype and, in training, keys for dropout [B];
     returns hidden states [B, L, D] in the compute dtype, after the final norm.
     """
 
@@ -237,7 +250,7 @@ class Encoder(nnx.Module):
         segment_ids: jax.Array,
         positions: jax.Array,
         dtype: jnp.dtype = jnp.float32,
-        dropout_key: jax.Array | None = None,
+        dropout_keys: jax.Array | None = None,
     ) -> jax.Array:
         config = self.config
         global_ranges = ranges(segment_ids)
@@ -246,12 +259,16 @@ class Encoder(nnx.Module):
         local_table = rope_table(positions, config.head_dim, config.local_rope_theta)
         x = spread_rows(self.embeddings(tokens, dtype))
         for i, layer in enumerate(self.layers):
-            key = None if dropout_key is None else jax.random.fold_in(dropout_key, i)
+            keys = dropout_keys if dropout_keys is None else _of_layer(dropout_keys, i)
             if config.is_global(i):
-                x = layer(x, global_ranges, global_table, key)
+                x = layer(x, global_ranges, global_table, keys)
             else:
-                x = layer(x, local_ranges, local_table, key)
+                x = layer(x, local_ranges, local_table, keys)
         return layer_norm(x, self.final_norm, config.norm_eps, dtype)
+
+
+def _of_layer(keys, index):
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, index)
 
 
 def _residual_stddev(config: ModelConfig) -> float:

@@ -59,6 +59,7 @@ def published(size: str) -> ConfigDict:
                 # 49,152 tokens a GPU on 8 GPUs, at either row length.
                 "microbatch_rows": 0,
                 "batch_warmup_from_rows": 4608,
+                "batch_warmup_stage_rows": 0,
                 "batch_warmup_tokens": 0,
                 # Ours: a sixteenth of the vocabulary at a time.
                 "loss_chunk": 16_000,
@@ -81,7 +82,6 @@ def published(size: str) -> ConfigDict:
                 "every_steps": 0,
                 "mask_ratio": 0.15,
                 "rows_per_language": 2,
-                "batch_rows": 0,
                 "groups": languages.GROUPS,
             },
         }
@@ -91,7 +91,9 @@ def published(size: str) -> ConfigDict:
 def set_row_length(config: ConfigDict, row_length: int) -> None:
     """Row length and what follows from it: rows a microbatch, steps between checkpoints and evaluations."""
     config.data.row_length = row_length
-    config.train.microbatch_rows = config.eval.batch_rows = 8 * 49_152 // row_length
+    config.train.microbatch_rows = 8 * 49_152 // row_length
+    # Of the published 8 GPUs, whatever a microbatch is here: the steps are the same on any number of devices.
+    config.train.batch_warmup_stage_rows = 8 * 49_152 // row_length
     config.checkpoint.every_steps = config.eval.every_steps = 819_200 // row_length
 
 
