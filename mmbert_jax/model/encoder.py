@@ -49,7 +49,7 @@ def _layer_norm(eps, dtype, x, weight):
 def _layer_norm_fwd(eps, dtype, x, weight):
     # Both sums in one pass over x. E[y^2] - E[y]^2 loses what E[y]^2 is above the variance, so y is x less a value from
     # its middle: exact where the mean is far above the deviation, and small unless two of three elements are outliers.
-    shift = _median_of_three(x).astype(jnp.float32)
+    shift = jax.lax.optimization_barrier(_median_of_three(x).astype(jnp.float32))
     shifted = x.astype(jnp.float32) - shift
     mean = shifted.mean(axis=-1, keepdims=True)
     variance = jnp.square(shifted).mean(axis=-1, keepdims=True) - jnp.square(mean)
