@@ -34,22 +34,38 @@ def scale(size: int) -> nnx.Param:
     return nnx.Param(jnp.ones(size, jnp.float32), logical_axes=("norm",))
 
 
-def layer_norm(x: jax.Array, weight: nnx.Param, eps: float, dtype: jnp.dtype) -> jax.Array:
-    """Layer norm without bias, computed in float32, returned in `dtype`."""
-    return _layer_norm(eps, dtype, x, weight[...])
+def layer_norm(
+    x: jax.Array, weight: nnx.Param, eps: float, dtype: jnp.dtype, shift: jax.Array | None = None
+) -> jax.Array:
+    """Layer norm without bias, computed in float32, returned in `dtype`.
+
+    Args:
+      shift: `middle(x)`, where x is a sum better that of its terms, see there.
+    """
+    shift = middle(x) if shift is None else shift
+    return _layer_norm(eps, dtype, x, weight[...], jax.lax.stop_gradient(shift))
+
+
+def middle(*terms: jax.Array) -> jax.Array:
+    """A value from the middle of each row of a sum of arrays [..., D], float32 [..., 1]: the median of the first three.
+
+    From the terms, so that a GPU has it before it adds them up, and takes a norm's sums in the same pass over memory.
+    """
+    first = sum(x[..., :3].astype(jnp.float32) for x in terms)
+    a, b, c = jnp.split(first, 3, axis=-1)
+    return jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
 
 
 # The backward pass starts again from x, which the residual stream keeps anyway, and three numbers a token: left to
 # itself, autodiff keeps float32 copies of x.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _layer_norm(eps, dtype, x, weight):
-    return _layer_norm_fwd(eps, dtype, x, weight)[0]
+def _layer_norm(eps, dtype, x, weight, shift):
+    return _layer_norm_fwd(eps, dtype, x, weight, shift)[0]
 
 
-def _layer_norm_fwd(eps, dtype, x, weight):
+def _layer_norm_fwd(eps, dtype, x, weight, shift):
     # Both sums in one pass over x. E[y^2] - E[y]^2 loses what E[y]^2 is above the variance, so y is x less a value from
-    # its middle: exact where the mean is far above the deviation, and small unless two of three elements are outliers.
-    shift = jax.lax.optimization_barrier(_median_of_three(x).astype(jnp.float32))
+    # its middle: exact where the mean is far above the deviation, and small unless two of its first three are outliers.
     shifted = x.astype(jnp.float32) - shift
     mean = shifted.mean(axis=-1, keepdims=True)
     variance = jnp.square(shifted).mean(axis=-1, keepdims=True) - jnp.square(mean)
@@ -66,13 +82,7 @@ def _layer_norm_bwd(eps, dtype, residuals, gradient):
     d_normed = gradient * weight
     along = (d_normed * normed).mean(axis=-1, keepdims=True)
     dx = inverse * (d_normed - d_normed.mean(axis=-1, keepdims=True) - normed * along)
-    return dx.astype(x.dtype), (gradient * normed).sum(axis=tuple(range(x.ndim - 1)))
-
-
-def _median_of_three(x):
-    """The median of the first, the middle and the last element of each row, [..., 1]."""
-    a, b, c = (x[..., i : i + 1] for i in (0, x.shape[-1] // 2, x.shape[-1] - 1))
-    return jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
+    return dx.astype(x.dtype), (gradient * normed).sum(axis=tuple(range(x.ndim - 1))), None
 
 
 _layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
@@ -210,11 +220,12 @@ class Layer(nnx.Module):
         self.mlp = GatedMlp(config, rngs=rngs)
         self.eps = config.norm_eps
 
-    def __call__(self, x, key_ranges: Ranges, table, dropout_keys):
-        h = x if self.attn_norm is None else layer_norm(x, self.attn_norm, self.eps, x.dtype)
-        x = fence(x + self.attn(h, key_ranges, table, dropout_keys))
-        h = layer_norm(x, self.mlp_norm, self.eps, x.dtype)
-        return fence(x + self.mlp(h))
+    def __call__(self, x, shift, key_ranges: Ranges, table, dropout_keys):
+        """From x and its `middle` to those of the next layer."""
+        h = x if self.attn_norm is None else layer_norm(x, self.attn_norm, self.eps, x.dtype, shift)
+        x, shift = _add(x, self.attn(h, key_ranges, table, dropout_keys))
+        h = layer_norm(x, self.mlp_norm, self.eps, x.dtype, shift)
+        return _add(x, self.mlp(h))
 
 
 class Embeddings(nnx.Module):
@@ -257,14 +268,19 @@ class Encoder(nnx.Module):
         local_ranges = ranges(segment_ids, config.attention_window // 2)
         global_table = rope_table(positions, config.head_dim, config.global_rope_theta)
         local_table = rope_table(positions, config.head_dim, config.local_rope_theta)
-        x = spread_rows(self.embeddings(tokens, dtype))
+        x, shift = spread_rows(self.embeddings(tokens, dtype)), None
         for i, layer in enumerate(self.layers):
             keys = dropout_keys if dropout_keys is None else _of_layer(dropout_keys, i)
             if config.is_global(i):
-                x = layer(x, global_ranges, global_table, keys)
+                x, shift = layer(x, shift, global_ranges, global_table, keys)
             else:
-                x = layer(x, local_ranges, local_table, keys)
-        return layer_norm(x, self.final_norm, config.norm_eps, dtype)
+                x, shift = layer(x, shift, local_ranges, local_table, keys)
+        return layer_norm(x, self.final_norm, config.norm_eps, dtype, shift)
+
+
+def _add(x, update):
+    """The residual stream after a layer's update, and its middle."""
+    return fence(x + update), middle(x, update)
 
 
 def _of_layer(keys, index):

@@ -158,8 +158,10 @@ def test_several_draws_give_their_mean_and_its_standard_error(corpus, mesh):
 
 @pytest.mark.parametrize(
     ("microbatch_rows", "row_length", "data", "expected"),
-    [(16, 64, 8, 16), (16, 64, 1, 16), (6, 64, 4, 8), (3, 64, 8, 8), (1536, 1024, 1, 64)]
-    + [(48, 8192, 8, 48), (384, 8192, 2, 16), (8, 2**17, 2, 2)],
+    [
+        *((16, 64, 8, 16), (16, 64, 1, 16), (6, 64, 4, 8), (3, 64, 8, 8)),
+        *((1536, 1024, 1, 64), (48, 8192, 8, 48), (384, 8192, 2, 16), (8, 2**17, 2, 2)),
+    ],
 )
 def test_rows_at_a_time_spread_over_the_mesh_and_fit_a_device(
     microbatch_rows, row_length, data, expected
