@@ -77,7 +77,7 @@ def get_config(argument: str = "phase1,cldr") -> ConfigDict:
     settings.set_rope_theta(config, 10_000.0 if first else 160_000.0)
     # 8192 tokens a step at either row length.
     config.train.batch_rows = config.train.batch_warmup_from_rows = 64 if first else 32
-    config.train.microbatch_rows = 16
+    config.train.microbatch_rows = config.train.batch_warmup_stage_rows = 16
     config.optimizer.peak_lr = 2e-3
     config.optimizer.weight_decay = 2e-4
     if first:

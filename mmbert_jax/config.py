@@ -114,7 +114,8 @@ FIELDS = {
     # Length of the phase in tokens, padding not subtracted. A run with a stable learning rate may be resumed with more.
     "train.tokens": _positive,
     "train.batch_rows": _positive,
-    # Rows that go through the model at a time on all devices together; the batch is accumulated from them.
+    # Rows that go through the model at a time on all devices together, a multiple of mesh data x fsdp. The batch is
+    # accumulated from them, its last microbatch filled up with padding; held-out rows are evaluated in such batches.
     "train.microbatch_rows": _positive,
     # The batch grows from this many rows to batch_rows during the first batch_warmup_tokens tokens, by
     # batch_warmup_stage_rows at a time.
@@ -151,7 +152,6 @@ FIELDS = {
     # The same in every phase, so that losses of different phases can be compared.
     "eval.mask_ratio": _ratio.or_else(0.15),
     "eval.rows_per_language": _positive.or_else(2),
-    "eval.batch_rows": _positive.or_else(lambda config: config.train.microbatch_rows),
 }
 
 # Sections whose entries the user names. A source has these fields and its languages; a group has languages alone.
@@ -488,11 +488,13 @@ def _check_together(config: ConfigDict) -> None:
             f"config.model.num_heads={model.num_heads} must divide config.model.hidden_size={model.hidden_size}"
             " into heads of an even size"
         )
-    for name in ("batch_rows", "batch_warmup_from_rows"):
-        if train[name] % train.microbatch_rows:
+    for section in ("mask", "eval"):
+        name = "ratio" if section == "mask" else "mask_ratio"
+        ratio, row_length = config[section][name], config.data.row_length
+        if not round(ratio * row_length):
             raise UserError(
-                f"config.train.{name}={train[name]} must be a multiple of"
-                f" config.train.microbatch_rows={train.microbatch_rows}"
+                f"config.{section}.{name}={ratio} masks no token of a row of config.data.row_length={row_length}:"
+                f" it must be above {0.5 / row_length:g}"
             )
     if train.batch_warmup_from_rows > train.batch_rows:
         raise UserError(

@@ -84,7 +84,6 @@ def _config(config: ConfigDict) -> tuple[bool, str]:
 def _mesh(config: ConfigDict) -> tuple[jax.sharding.Mesh, str]:
     mesh = make_mesh(config.mesh)
     local_rows(mesh, config.train.microbatch_rows, "config.train.microbatch_rows")
-    local_rows(mesh, config.eval.batch_rows, "config.eval.batch_rows")
     abstract_state(config, mesh)  # every dimension divides over its axis
     return mesh, f"{dict(mesh.shape)} on {mesh.size} x {mesh.devices.flat[0].device_kind}"
 
@@ -113,7 +112,7 @@ def _same_data(config: ConfigDict, data: PhaseData, workdir: Path) -> tuple[int,
 
 
 def _held_out(config: ConfigDict) -> tuple[bool, str]:
-    batches = held_out_batches(config.data, config.eval.batch_rows, config.eval.rows_per_language)
+    batches = held_out_batches(config.data, 64, config.eval.rows_per_language)
     languages = {name for _, names in batches for name in names} - {""}
     if not languages:
         raise UserError(

@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import Params, bind, init_params
-from mmbert_jax.model.masking import mask_tokens, num_targets
+from mmbert_jax.model.masking import mask_tokens
+from mmbert_jax.model.row_keys import count_rows, row_keys
 from mmbert_jax.optim.stable_adamw import stable_adamw
 from mmbert_jax.parallel.sharding import batch_sharding, param_shardings, replicated
 
@@ -80,15 +81,19 @@ def _new_state(config: ConfigDict) -> State:
 
 
 def make_train_step(
-    config: ConfigDict, mesh: Mesh
+    config: ConfigDict, mesh: Mesh, vocabulary: int | None = None
 ) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
     """Builds the jitted step.
 
+    Args:
+      vocabulary: ids that the corpus's tokeniser has, from which random tokens are drawn; None: `model.vocab_size`.
+
     The step takes
       state: donated.
-      batch: tokens, segment_ids, positions, each int32 [A, B, L]; A is the largest batch in microbatches.
+      batch: tokens, segment_ids, positions, each int32 [A, B, L]; A is the largest batch in microbatches. Rows that
+        are all padding have no targets, and count nowhere.
       count: int32, how many of the A microbatches hold rows. Growing batches therefore do not recompile.
-      first_row: uint32, number of the batch's first row in the order of the data.
+      first_row: uint32 [2], number of the batch's first row in the order of the data (`row_keys.in_words`).
       learning_rate: float32.
     and returns the new state and the step's metrics: loss (mean over all targets of the batch), masked_accuracy,
     grad_norm (of the mean loss), targets, skipped.
@@ -97,25 +102,24 @@ def make_train_step(
     """
     model_config = ModelConfig.from_config(config.model)
     dtype = jnp.dtype(config.dtype)
-    targets_per_row = num_targets(config.mask.ratio, config.data.row_length)
+    vocabulary = vocabulary or model_config.vocab_size
     update = optimizer(config).update
     seed = phase_seed(config)
 
-    def loss_sum(params, decoder, rows: Batch, first_row):
+    def loss_sum(params, decoder, rows: Batch, numbers):
         key = jax.random.key(seed)
-        row_ids = first_row + jnp.arange(rows["tokens"].shape[0], dtype=jnp.uint32)
         inputs, positions, labels, weights = mask_tokens(
             jax.random.fold_in(key, _MASKING),
-            row_ids,
+            numbers,
             rows["tokens"],
-            num_targets=targets_per_row,
-            vocab_size=model_config.vocab_size,
+            ratio=config.mask.ratio,
+            vocabulary=vocabulary,
             mask_share=config.mask.mask_share,
             random_share=config.mask.random_share,
         )
-        dropout_key = jax.random.fold_in(jax.random.fold_in(key, _DROPOUT), first_row)
+        dropout_keys = row_keys(jax.random.fold_in(key, _DROPOUT), numbers)
         model = bind(model_config, params)
-        hidden = model(inputs, rows["segment_ids"], rows["positions"], dtype, dropout_key)
+        hidden = model(inputs, rows["segment_ids"], rows["positions"], dtype, dropout_keys)
         losses, correct = model.losses(hidden, positions, labels, config.train.loss_chunk, decoder)
         loss = (losses * weights).sum()
         return loss, {"loss": loss, "correct": (correct * weights).sum(), "targets": weights.sum()}
@@ -137,7 +141,7 @@ def make_train_step(
 
         if microbatches == 1:
             rows = {name: x[0] for name, x in batch.items()}
-            gradients, sums = gradient(params, table, rows, first_row)
+            gradients, sums = gradient(params, table, rows, count_rows(first_row, size))
             return tied(gradients), sums
 
         def body(i, carry):
@@ -145,7 +149,7 @@ def make_train_step(
                 params,
                 table,
                 {name: x[i] for name, x in batch.items()},
-                first_row + (i * size).astype(jnp.uint32),
+                count_rows(first_row, size, i * size),
             )
             return jax.tree.map(jnp.add, carry, part)
 
@@ -191,42 +195,52 @@ def make_train_step(
     )
 
 
-def compile_train_step(config: ConfigDict, mesh: Mesh):
+def compile_train_step(config: ConfigDict, mesh: Mesh, vocabulary: int | None = None):
     """`make_train_step`, compiled before the first batch is there."""
-    train = config.train
-    shape = (
-        train.batch_rows // train.microbatch_rows,
-        train.microbatch_rows,
-        config.data.row_length,
-    )
+    size = config.train.microbatch_rows
+    shape = (-(-config.train.batch_rows // size), size, config.data.row_length)
     sharding = batch_sharding(mesh, leading=1)
     batch = {
         name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
         for name in ("tokens", "segment_ids", "positions")
     }
-    scalars = (jax.ShapeDtypeStruct((), dtype) for dtype in (jnp.int32, jnp.uint32, jnp.float32))
-    return (
-        make_train_step(config, mesh).lower(abstract_state(config, mesh), batch, *scalars).compile()
+    count, first_row, learning_rate = (
+        jax.ShapeDtypeStruct(shape, dtype)
+        for shape, dtype in (((), jnp.int32), ((2,), jnp.uint32), ((), jnp.float32))
     )
+    step = make_train_step(config, mesh, vocabulary)
+    return step.lower(
+        abstract_state(config, mesh), batch, count, first_row, learning_rate
+    ).compile()
 
 
 def make_eval_step(
-    model_config: ModelConfig, mesh: Mesh, *, mask_ratio: float, dtype: str, loss_chunk: int
+    model_config: ModelConfig,
+    mesh: Mesh,
+    *,
+    mask_ratio: float,
+    dtype: str,
+    loss_chunk: int,
+    vocabulary: int | None = None,
 ) -> Callable[..., dict[str, jax.Array]]:
     """Builds the jitted evaluation of held-out rows.
 
-    It takes params, a batch (each int32 [B, L]) and the number of its first row among all held-out rows, which decides
-    the masks; it returns loss, correct and targets, each float32 [B], summed over a row.
+    It takes params, a batch (each int32 [B, L]), the number of its first row among all held-out rows (uint32 [2]) and
+    that of the draw (uint32), which together decide the masks; it returns loss, correct and targets, each float32 [B],
+    summed over a row.
+
+    Args:
+      vocabulary: ids that the corpus's tokeniser has, from which random tokens are drawn; None: `model.vocab_size`.
     """
 
-    def eval_step(params, batch: Batch, first_row):
+    def eval_step(params, batch: Batch, first_row, draw):
         tokens = batch["tokens"]
         inputs, positions, labels, weights = mask_tokens(
-            jax.random.key(_EVAL_SEED),
-            first_row + jnp.arange(tokens.shape[0], dtype=jnp.uint32),
+            jax.random.fold_in(jax.random.key(_EVAL_SEED), draw),
+            count_rows(first_row, tokens.shape[0]),
             tokens,
-            num_targets=num_targets(mask_ratio, tokens.shape[1]),
-            vocab_size=model_config.vocab_size,
+            ratio=mask_ratio,
+            vocabulary=vocabulary or model_config.vocab_size,
         )
         model = bind(model_config, params)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # attention asks for it
@@ -238,5 +252,5 @@ def make_eval_step(
     whole = replicated(mesh)
     params = param_shardings(model_config, mesh)
     return jax.jit(
-        eval_step, in_shardings=(params, batch_sharding(mesh), whole), out_shardings=whole
+        eval_step, in_shardings=(params, batch_sharding(mesh), whole, whole), out_shardings=whole
     )

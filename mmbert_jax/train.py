@@ -38,6 +38,7 @@ from mmbert_jax.goodput import Timeline, process_start, summary
 from mmbert_jax.kernels import attention
 from mmbert_jax.metrics import MetricsWriter, si
 from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.model.row_keys import in_words
 from mmbert_jax.optim.schedules import learning_rate, phase_rows, phase_steps
 from mmbert_jax.parallel import processes
 from mmbert_jax.parallel.hardware import peak_flops
@@ -161,7 +162,7 @@ def train(
     clock.book("start_up")
     if jax.process_index() == 0:
         clock.open(workdir, step)
-    train_step = compile_train_step(config, mesh)
+    train_step = compile_train_step(config, mesh, data.tokenizer["vocab_size"])
     say(f"compiled the training step in {clock.book('compile'):.1f} s")
 
     # --- what goes on beside the steps ---
@@ -213,15 +214,15 @@ def train(
     clock.book("start_up")
     while row < rows and not stopping:
         clock.book("step")
-        batch, count = next(batches)
+        batch, count, taken = next(batches)
         # While the step before still runs, nothing waits for data.
         busy = dispatched and not dispatched["metrics"]["loss"].is_ready()
         clock.book("step" if busy else "data_wait")
         rate = learning_rate(config.optimizer, row * row_length, tokens)
         trace.before(step + 1, state)
-        state, metrics = train_step(state, batch, np.int32(count), np.uint32(row), np.float32(rate))
+        state, metrics = train_step(state, batch, np.int32(count), in_words(row), np.float32(rate))
         trace.after(step + 1, state)
-        row = next_row(row + count * train_config.microbatch_rows, stretches)
+        row = next_row(row + taken, stretches)
         step += 1
         finish(dispatched)  # the device is at work on the step that was just dispatched
         dispatched = {"step": step, "tokens": row * row_length, "learning_rate": rate}

@@ -33,7 +33,12 @@ def test_a_good_config_passes():
             "config.optimizer.schedule='cosine' .* 'one_minus_sqrt'",
         ),
         ({"train__tokens": 0}, "config.train.tokens=0 .* above 0"),
-        ({"train__batch_rows": 12}, "config.train.batch_rows=12 must be a multiple of"),
+        (
+            {"train__batch_warmup_stage_rows": 0},
+            "config.train.batch_warmup_stage_rows=0 .* above 0",
+        ),
+        ({"mask__ratio": 0.0078}, "config.mask.ratio=0.0078 masks no token .* above 0.0078125"),
+        ({"eval__mask_ratio": 0.001}, "config.eval.mask_ratio=0.001 masks no token of a row of"),
         ({"train__batch_warmup_from_rows": 32}, "config.train.batch_warmup_from_rows=32 is above"),
         ({"train__tokens": 100}, "config.train.tokens=100 is less than one step"),
         ({"model__num_heads": 5}, "config.model.num_heads=5 must divide"),
@@ -112,7 +117,7 @@ def test_a_run_folder_belongs_to_one_run(tmp_path):
     run = tmp_path / "run"
     claim_run(tiny_config(), run)
     claim_run(
-        tiny_config(mesh__data=8, eval__every_steps=5), run
+        tiny_config(mesh__data=8, eval__every_steps=5, train__microbatch_rows=32), run
     )  # how fast, what is reported: free to change
     with pytest.raises(UserError, match=r"config.mask.ratio=0.3, not 0.15"):
         claim_run(tiny_config(mask__ratio=0.15), run)

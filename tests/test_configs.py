@@ -52,6 +52,8 @@ def test_published_values(phase, size):
     assert config.model.local_rope_theta == config.model.global_rope_theta
     assert config.train.batch_rows == 4608
     assert config.train.batch_warmup_from_rows == (384 if phase == "phase1" else 4608)
+    # A microbatch of the 8 GPUs that it was published for, on whatever it runs here.
+    assert config.train.batch_warmup_stage_rows * config.data.row_length == 8 * 49_152
     assert (optimizer.b1, optimizer.b2, optimizer.eps) == (0.9, 0.95, 1e-8)
     assert (config.mask.mask_share, config.mask.random_share) == (0.8, 0.1)
     assert config.seed == (12345 if size == "small" and phase != "phase1" else 21)

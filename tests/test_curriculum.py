@@ -16,7 +16,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from mmbert_jax.data.pipeline import held_out_batches
 from mmbert_jax.data.tokenizer import load_tokenizer
-from mmbert_jax.model.masking import mask_tokens, num_targets
+from mmbert_jax.model.masking import mask_tokens
+from mmbert_jax.model.row_keys import count_rows, in_words
 from mmbert_jax.recipe import languages
 from mmbert_jax.report.runs import language_shares, steps_and_evaluations
 
@@ -142,16 +143,17 @@ def test_transformers_computes_the_same_held_out_loss(finished):
     model = AutoModelForMaskedLM.from_pretrained(output / "hf").eval()
     config = ConfigDict(json.loads((output / "decay_all" / "config.json").read_text()))
     rows, length = 16, config.data.row_length
+    vocabulary = load_tokenizer(output / "tokenizer").vocab_size
     sums: dict[str, np.ndarray] = {}
     for number, (batch, row_languages) in enumerate(
         held_out_batches(config.data, rows, config.eval.rows_per_language)
     ):
         inputs, positions, labels, weights = mask_tokens(
-            jax.random.key(0),
-            np.arange(number * rows, (number + 1) * rows, dtype=np.uint32),
+            jax.random.fold_in(jax.random.key(0), 0),
+            count_rows(in_words(number * rows), rows),
             jax.numpy.asarray(batch["tokens"]),
-            num_targets=num_targets(config.eval.mask_ratio, length),
-            vocab_size=1024,
+            ratio=config.eval.mask_ratio,
+            vocabulary=vocabulary,
         )
         inputs, positions, labels, weights = map(np.array, (inputs, positions, labels, weights))
         for row, language in enumerate(row_languages):

@@ -35,7 +35,7 @@ def test_a_run_that_can_be_started(corpus, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("overrides", "check", "message"),
     [
-        ({"train__batch_rows": 12}, "config", "must be a multiple of"),
+        ({"mask__ratio": 0.001}, "config", "masks no token of a row"),
         ({"mesh__data": 3}, "mesh", "does not make 8 devices"),
         ({"data__row_length": 32}, "data", "prepare it with --row_length 32"),
         ({"model__vocab_size": 512}, "tokeniser", "set config.model.vocab_size=2048 or more"),

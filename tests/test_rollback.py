@@ -36,14 +36,14 @@ def run(tmp_path, monkeypatch, compiled):
     def run(bad_rows=(), by_hand=None, every_steps=2) -> int:
         config.checkpoint.every_steps = every_steps
 
-        def poisoned(key, row_ids, *args, **options):
-            *targets, weights = mask_tokens(key, row_ids, *args, **options)
-            bad = jnp.isin(row_ids, jnp.array([*bad_rows, 10**6], jnp.uint32))
+        def poisoned(key, rows, *args, **options):
+            *targets, weights = mask_tokens(key, rows, *args, **options)
+            bad = jnp.isin(rows[:, 1], jnp.array([*bad_rows, 10**6], jnp.uint32))
             return *targets, jnp.where(bad[:, None], jnp.nan, weights)
 
-        def compile_once(config, mesh):
+        def compile_once(*arguments):
             if bad_rows not in compiled:
-                compiled[bad_rows] = compile_train_step(config, mesh)
+                compiled[bad_rows] = compile_train_step(*arguments)
             return compiled[bad_rows]
 
         monkeypatch.setattr("mmbert_jax.step.mask_tokens", poisoned)

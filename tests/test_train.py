@@ -16,16 +16,12 @@ import pytest
 from data.tiny_corpus import write_corpus
 from tiny import tiny_config
 
-from mmbert_jax.batches import read_batches
 from mmbert_jax.checkpoint import restore_params
-from mmbert_jax.data.pipeline import microbatches, open_data
 from mmbert_jax.errors import UserError
 from mmbert_jax.goodput import goodput, read_timeline
 from mmbert_jax.metrics import read_metrics
 from mmbert_jax.optim.schedules import phase_rows, phase_steps
-from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.processes import RESTART
-from mmbert_jax.step import phase_seed
 from mmbert_jax.train import train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -263,25 +259,6 @@ def test_a_phase_starts_from_another(command, environment, uninterrupted, tmp_pa
     _, meta = restore_params(tmp_path / "next")
     assert [past["phase"] for past in meta["history"]] == ["tiny"]
     assert read_metrics(tmp_path / "next")[0]["loss"] < read_metrics(uninterrupted)[2]["loss"]
-
-
-@pytest.mark.parametrize("mesh_shape", [(8, 1, 1), (2, 4, 1), (2, 2, 2)])
-def test_every_mesh_reads_the_same_batches(corpus, mesh_shape):
-    """What lies on the devices of a mesh is what the order of the data says, row for row."""
-    config = tiny_config(data__corpus=str(corpus), **OVERRIDES)
-    rows = phase_rows(config.train, 64)
-    data = open_data(config.data, rows, phase_seed(config))
-    stream = microbatches(data, 8, 0)
-    mesh = make_mesh(dict(zip(("data", "fsdp", "tensor"), mesh_shape, strict=True)))
-    counts = []
-    for batch, count in read_batches(config, data, mesh, 0, rows):
-        for slot in range(count):
-            for name, expected in next(stream).items():
-                np.testing.assert_array_equal(np.asarray(batch[name])[slot], expected)
-        assert (np.asarray(batch["segment_ids"])[count:] == 0).all()
-        counts.append(count)
-    assert counts[:5] == [1, 1, 1, 1, 2]
-    assert sum(counts) * 8 == rows
 
 
 @pytest.mark.parametrize(

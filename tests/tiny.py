@@ -38,6 +38,7 @@ def tiny_config(**overrides) -> ConfigDict:
                 "batch_rows": 16,
                 "microbatch_rows": 8,
                 "batch_warmup_from_rows": 8,
+                "batch_warmup_stage_rows": 8,
                 "batch_warmup_tokens": 64 * 8 * 4,
                 "loss_chunk": 128,
             },

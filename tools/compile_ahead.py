@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="example:\n  .venv-aot/bin/python tools/compile_ahead.py --config configs/phase1.py --topology v5e:16x16"
-        " \\\n      --config.train.microbatch_rows=1536 --config.train.batch_warmup_from_rows=1536\n"
+        " \\\n      --config.train.microbatch_rows=1536\n"
         "Any other field of the config can be given in the same way.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -101,7 +101,7 @@ def plan(config: ConfigDict, topology: str, document: int, hlo: Path | None = No
         "batch_rows": train.batch_rows,
         "microbatch_rows": train.microbatch_rows,
         "rows_per_chip": train.microbatch_rows / shards,
-        "microbatches": train.batch_rows // train.microbatch_rows,
+        "microbatches": -(-train.batch_rows // train.microbatch_rows),
         "row_length": length,
         "attention": attention.describe(mesh, rows, config.dtype, windows),
         "parameters": sum(int(np.prod(x.shape)) for x in jax.tree.leaves(state["params"])),
@@ -137,14 +137,13 @@ def plan(config: ConfigDict, topology: str, document: int, hlo: Path | None = No
 
 
 def check_rows(config: ConfigDict, shards: int) -> None:
-    for name in ("batch_rows", "microbatch_rows"):
-        if config.train[name] % shards:
-            below = "less than" if config.train[name] < shards else "no multiple of"
-            raise UserError(
-                f"config.train.{name}={config.train[name]} is {below} the {shards} chips that rows are spread over"
-                f" (mesh data x fsdp): give --config.train.{name}={-(-config.train[name] // shards) * shards}"
-                " or a larger config.mesh.tensor"
-            )
+    rows = config.train.microbatch_rows
+    if rows % shards:
+        below = "less than" if rows < shards else "no multiple of"
+        raise UserError(
+            f"config.train.microbatch_rows={rows} is {below} the {shards} chips that rows are spread over (mesh data x"
+            f" fsdp): give --config.train.microbatch_rows={-(-rows // shards) * shards} or a larger config.mesh.tensor"
+        )
 
 
 def bytes_on_a_chip(tree) -> int:
@@ -166,7 +165,7 @@ def speed(config: ConfigDict, topology: str, mesh: dict, text: str, document: in
     """Collectives and the roofline of the largest batch."""
     chip = hardware.CHIPS[hardware.parse_topology(topology)[0]]
     train, chips = config.train, int(np.prod(list(mesh.values())))
-    program, microbatches = parse(text), train.batch_rows // train.microbatch_rows
+    program, microbatches = parse(text), -(-train.batch_rows // train.microbatch_rows)
     found = collectives(program, mesh, microbatches)
     tokens = train.batch_rows * config.data.row_length
     parts = forward_flops_per_token(
@@ -219,14 +218,15 @@ def suggest(report: dict, config: ConfigDict) -> str:
         return f"the state alone takes most of a chip: spread it, {larger}"
     shards = report["mesh"]["data"] * report["mesh"]["fsdp"]
     fit = int(rows * (limit - fixed) / (peak - fixed))
-    choices = [n for n in range(1, fit + 1) if config.train.batch_rows % (n * shards) == 0]
-    if not choices:
+    if not fit:
         return f"not even one row a chip fits by the estimate: {larger}"
-    best = max(choices) * shards
-    warmup = config.train.batch_warmup_from_rows
-    text = f"--config.train.microbatch_rows={best} ({max(choices)} rows a chip; the estimate allows {fit})"
-    if warmup % best:
-        text += f" --config.train.batch_warmup_from_rows={-(-warmup // best) * best}"
+
+    def computed(n: int) -> int:  # rows of a batch, with the padding of its last microbatch
+        return -(-config.train.batch_rows // (n * shards)) * n * shards
+
+    most = min(range(fit, 0, -1), key=computed)
+    best = most * shards
+    text = f"--config.train.microbatch_rows={best} ({most} rows a chip; the estimate allows {fit})"
     return text if best != report["microbatch_rows"] else f"none: {text} is what was compiled"
 
 

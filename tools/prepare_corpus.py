@@ -54,6 +54,14 @@ def parse_arguments() -> argparse.Namespace:
         help="share of documents kept for evaluation, chosen by their text's hash (default: 0.005)",
     )
     parser.add_argument(
+        "--held_out_documents",
+        type=int,
+        default=Settings.held_out_documents,
+        metavar="N",
+        help="documents of each language that are kept at least, up to a quarter of what it has, "
+        f"unless --held_out is 0 (default: {Settings.held_out_documents})",
+    )
+    parser.add_argument(
         "--workers",
         type=int,
         default=len(os.sched_getaffinity(0)),
@@ -80,6 +88,7 @@ def main() -> None:
     for name, valid, what in (
         ("row_length", min(args.row_length) >= 8, "at least 8"),
         ("held_out", 0 <= args.held_out < 1, "at least 0 and below 1"),
+        ("held_out_documents", args.held_out_documents >= 0, "at least 0"),
         ("workers", args.workers >= 1, "at least 1"),
         ("shard_tokens", args.shard_tokens >= max(args.row_length), "at least a row"),
     ):
@@ -96,6 +105,7 @@ def main() -> None:
         fields=Fields(args.text_field, args.language_field, args.language),
         row_lengths=tuple(sorted(set(args.row_length))),
         held_out=args.held_out,
+        held_out_documents=args.held_out_documents,
         shard_tokens=args.shard_tokens,
     )
     start = time.monotonic()

@@ -43,7 +43,7 @@ def main() -> None:
     stretches = read_stretches(arguments.run)
     start, stop = rows_of_step(config, steps, arguments.step, stretches)
     rows = config.train.microbatch_rows
-    count = (stop - start) // rows
+    count = -(-(stop - start) // rows)
     chosen = arguments.microbatch
     if chosen is not None and not 0 <= chosen < count:
         raise UserError(f"--microbatch {chosen}: step {arguments.step} has {count}, from 0")

@@ -1,8 +1,7 @@
 """From global row numbers to microbatches: which rows they are (order.py), read by Grain.
 
-Microbatch m of a phase is the global rows [m * M, (m + 1) * M), of which each process reads those that its devices
-need. Which documents a step sees depends on nothing else: not on processes, worker processes, prefetching or where a
-run resumed.
+A microbatch is a range of global rows, of which each process reads those that its devices need. Which documents a step
+sees depends on nothing else: not on processes, worker processes, prefetching or where a run resumed.
 """
 
 import dataclasses
@@ -107,15 +106,17 @@ def find_corpora(data_config: Mapping) -> tuple[tuple[Path, ...], tuple[corpus.M
 def microbatches(
     phase_data: PhaseData,
     microbatch_rows: int,
-    start_row: int,
+    ranges: Sequence[tuple[int, int]],
     rows: Sequence[int] | None = None,
     workers: int = 0,
     prefetch: int = 2,
 ) -> Iterator[Batch]:
-    """This process's rows of the microbatches from global row `start_row` to the end of the phase.
+    """This process's rows of the microbatches that hold these ranges of global rows, one after the other.
 
     Args:
       microbatch_rows: rows of a microbatch on all processes together.
+      ranges: global rows [start, stop) of each microbatch, at most `microbatch_rows`; what is left of one is padding.
+        Only its length is asked for and items by number; worker processes get it pickled.
       rows: which of them to read, from 0; all by default.
       workers: processes that read; 0 reads in threads of this process. Needs the usual `if __name__ == "__main__":`
         in the program's main module, which worker processes import.
@@ -125,7 +126,7 @@ def microbatches(
       `tokens`, `segment_ids`, `positions`: int32 [len(rows), row_length].
     """
     rows = np.arange(microbatch_rows) if rows is None else np.asarray(rows)
-    source = _Microbatches(phase_data, microbatch_rows, start_row, rows)
+    source = _Microbatches(phase_data, ranges, rows)
     # A worker takes every n-th microbatch and Grain puts them back in turn, so their number changes nothing.
     ahead = max(1, -(-prefetch // max(workers, 1)))
     options = grain.ReadOptions(num_threads=min(ahead, 4), prefetch_buffer_size=ahead)
@@ -146,7 +147,7 @@ def microbatches(
 
 def first_rows(phase_data: PhaseData, count: int) -> Batch:
     """The first rows of a phase: `tokens`, `segment_ids`, `positions`, int32 [count, row_length]."""
-    return _Microbatches(phase_data, count, 0, np.arange(count))[0]
+    return _Microbatches(phase_data, [(0, count)], np.arange(count))[0]
 
 
 def held_out_batches(
@@ -201,33 +202,26 @@ def documents_of(phase_data: PhaseData, start_row: int, stop_row: int) -> list[O
 
 
 class _Microbatches:
-    """Microbatches addressed by number, counted from `start_row`, as Grain wants a data source to be.
+    """Microbatches addressed by number, as Grain wants a data source to be.
 
     Batches are whole before Grain sees them, so that no later stage can change which rows stand together.
     """
 
-    def __init__(
-        self,
-        data: PhaseData,
-        microbatch_rows: int,
-        start_row: int,
-        rows: np.ndarray,
-    ):
+    def __init__(self, data: PhaseData, ranges: Sequence[tuple[int, int]], rows: np.ndarray):
         self.order, self.sources, self.row_length = data.order, data.sources, data.row_length
         self.first_row = np.array([e.first_row for e in data.mixture.entries], np.int64)
         self.corpus = np.array([e.corpus for e in data.mixture.entries], np.int64)
-        self.microbatch_rows = microbatch_rows
+        self.ranges = ranges
         self.rows = rows
-        self.start = start_row
-        self.count = max(0, -((start_row - data.mixture.phase_rows) // microbatch_rows))
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.ranges)
 
     def __getitem__(self, index: int) -> Batch:
-        start = self.start + int(index) * self.microbatch_rows
-        entry, _, row = self.order.slice(start, start + self.microbatch_rows)
-        entry, row = entry[self.rows], row[self.rows]
+        start, stop = self.ranges[int(index)]
+        rows = self.rows[self.rows < stop - start]
+        entry, _, row = self.order.slice(start, stop)
+        entry, row = entry[rows], row[rows]
         row += self.first_row[entry]
         batch = _empty_batch(len(self.rows), self.row_length)
         for slot, (corpus_index, row_of_corpus) in enumerate(

@@ -1,6 +1,7 @@
 """Text to a corpus, in two stages of which each is a loop over independent jobs for a pool of processes.
 
-1. Chunks of the input are tokenised; the tokens wait in one spill file for each (split, language).
+1. Chunks of the input are tokenised; the tokens wait in one spill file for each (split, language). Of a language that
+   has hardly any held-out documents then, the ones with the lowest hashes are held out besides.
 2. Shards are packed: one shard takes several small languages, or a part, dealt out by hash, of a large one. A
    document's hash decides its split and its place among the others, so that the corpus is the same whatever the
    number of processes, and equal texts are on the same side of the split.
@@ -48,7 +49,14 @@ from mmbert_jax.data.packing import best_fit, piece_bounds
 from mmbert_jax.data.progress import Progress
 from mmbert_jax.data.sources import Chunk, Fields, Input, parse_chunk, read_chunks
 from mmbert_jax.data.special_ids import BOS, EOS, PIECES
-from mmbert_jax.data.spill import Documents, Size, SpillWriter, read_blocks, read_spill
+from mmbert_jax.data.spill import (
+    Documents,
+    Size,
+    SpillWriter,
+    read_blocks,
+    read_hashes,
+    read_spill,
+)
 from mmbert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from mmbert_jax.data.tokenizer_identity import describe_tokenizer
 from mmbert_jax.errors import UserError
@@ -70,6 +78,9 @@ class Settings:
     fields: Fields
     row_lengths: tuple[int, ...]
     held_out: float  # share of documents
+    held_out_documents: int = (
+        4  # of each language at least, unless that is more than a quarter of what it has
+    )
     shard_tokens: int = 1 << 25
 
 
@@ -100,6 +111,8 @@ def prepare_corpus(
         spill = partial / "spill"
         spill.mkdir()
         spills, totals = _tokenize(inputs, run, spill)
+        if settings.held_out:
+            spills = _hold_out_enough(spills, settings.held_out_documents, run)
         spills = _leave_some_to_train_on(spills)
         limit = _shard_limit([size for _, size in spills.values()], settings.shard_tokens)
         jobs = _plan(_deal(spills, limit, run), limit, partial)
@@ -114,6 +127,7 @@ def prepare_corpus(
             "tokenizer": describe_tokenizer(tokenizer),
             "special_ids": {piece.strip("<>"): i for i, piece in enumerate(PIECES)},
             "held_out_fraction": settings.held_out,
+            "held_out_documents": settings.held_out_documents,
             "documents": totals["documents"],
             "empty_documents": totals["empty_documents"],
             "tokens": totals["tokens"],
@@ -409,6 +423,79 @@ def _shard_limit(sizes: Iterable[Size], largest: int) -> int:
     It follows from the text alone, not from the number of processes, which must not change the corpus.
     """
     return min(largest, max(sum(size.tokens for size in sizes) // SHARDS_TO_SHARE, LEAST_SHARED))
+
+
+def _hold_out_enough(spills: _Spills, least: int, run: Run) -> _Spills:
+    """Holds out more of the languages that have fewer than `least` held-out documents: the texts with lowest hashes.
+
+    At most a quarter of a language's documents; so a language with less than four keeps them all. A text that is held
+    out of one language is held out of every other that has it.
+    """
+    train = {language: spill for (split, language), spill in spills.items() if split == SPLITS[0]}
+    jobs = []
+    for language, (path, size) in train.items():
+        _, held = spills.get((SPLITS[1], language), (None, Size()))
+        quarter = (size.documents + held.documents) // 4
+        if held.documents < min(least, quarter):
+            jobs.append((path, min(least, quarter) - held.documents, quarter - held.documents))
+    hashes = np.unique(np.concatenate([np.empty(0, np.uint64), *run(lowest_hashes, jobs)]))
+    if not len(hashes):
+        return spills
+    new, held_out = dict(spills), {}
+    for language, (path, _) in train.items():
+        fresh = path.with_name(f"{path.stem}-held_out.tokens"), Size()
+        held_out[language] = spills.get((SPLITS[1], language), fresh)
+    jobs = [(path, held_out[language][0], hashes) for language, (path, _) in train.items()]
+    for language, (kept, moved) in zip(train, run(move_out, jobs), strict=True):
+        if not moved:
+            continue
+        path, size = held_out[language]
+        new[SPLITS[1], language] = path, size + moved
+        del new[SPLITS[0], language]
+        if kept:
+            new[SPLITS[0], language] = kept
+    return new
+
+
+def lowest_hashes(job: tuple[Path, int, int]) -> np.ndarray:
+    """Of a spill file's documents the lowest hashes that `wanted` documents have, more by equal texts, at most `room`.
+
+    A text of which there are too many copies is passed over.
+    """
+    path, wanted, room = job
+    texts, copies = np.empty(0, np.uint64), np.empty(0, np.int64)
+    for hashes in read_hashes(path):
+        texts, place = np.unique(np.concatenate([texts, hashes]), return_inverse=True)
+        copies = np.bincount(place, np.concatenate([copies, np.ones(len(hashes), np.int64)]))
+        texts, copies = texts[: 64 + 4 * wanted], copies[: 64 + 4 * wanted].astype(np.int64)
+    chosen, held = [], 0
+    for text, count in zip(texts.tolist(), copies.tolist(), strict=True):
+        if held < wanted and held + count <= room:
+            chosen.append(text)
+            held += count
+    return np.array(chosen, np.uint64)
+
+
+def move_out(job: tuple[Path, Path, np.ndarray]) -> tuple[tuple[Path, Size] | None, Size | None]:
+    """Moves the documents with these hashes from one spill file to the end of another, unless there are none.
+
+    Returns:
+      The file with the others and its size, None if there are none; the size of what was moved, None if nothing was.
+    """
+    path, target, hashes = job
+    if not any(np.isin(block, hashes).any() for block in read_hashes(path)):
+        return None, None
+    rest = path.with_name(f"{path.stem}-rest.tokens")
+    writer = SpillWriter()
+    for block in read_blocks(path):
+        moved = np.isin(block.hashes, hashes)
+        for to, which in ((target, moved), (rest, ~moved)):
+            if which.any():
+                writer.add(to, block.take(np.flatnonzero(which)))
+    writer.flush()
+    path.unlink()
+    kept = (rest, writer.sizes[rest]) if rest in writer.sizes else None
+    return kept, writer.sizes[target]
 
 
 def _leave_some_to_train_on(spills: _Spills) -> _Spills:

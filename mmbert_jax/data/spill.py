@@ -4,6 +4,7 @@ A spill file is a sequence of blocks. Block: int64 [2] (documents n, tokens t), 
 int64 text bytes [n], int64 lengths [n], uint32 tokens [t], in the machine's byte order.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,16 @@ def read_blocks(path: Path) -> Iterator[Documents]:
             n, tokens = np.frombuffer(header, np.int64).tolist()
             columns = [np.frombuffer(file.read(8 * n), dtype) for dtype in COLUMNS]
             yield Documents(*columns, np.frombuffer(file.read(4 * tokens), np.uint32))
+
+
+def read_hashes(path: Path) -> Iterator[np.ndarray]:
+    """The documents' hashes alone, uint64, a block at a time."""
+    with path.open("rb") as file:
+        while header := file.read(16):
+            n, tokens = np.frombuffer(header, np.int64).tolist()
+            file.seek(8 * n, os.SEEK_CUR)
+            yield np.frombuffer(file.read(8 * n), np.uint64)
+            file.seek(8 * n * (len(COLUMNS) - 2) + 4 * tokens, os.SEEK_CUR)
 
 
 def read_spill(path: Path, size: Size) -> Documents:

@@ -5,6 +5,7 @@ python -m mmbert_jax.evaluate.heldout --checkpoint RUN --corpus CORPUS --output 
 
 import argparse
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,30 +20,42 @@ from mmbert_jax.checkpoint import restore_params
 from mmbert_jax.checks import check_corpus
 from mmbert_jax.config import complete
 from mmbert_jax.data.language_codes import meant_by
-from mmbert_jax.data.pipeline import held_out_batches
+from mmbert_jax.data.pipeline import find_corpora, held_out_batches
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.model.row_keys import in_words
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.processes import RESTART
 from mmbert_jax.parallel.sharding import local_rows, param_shardings, put_rows
 from mmbert_jax.step import make_eval_step
 from mmbert_jax.watchdog import watched
 
-# language -> {"loss", "accuracy", "targets"}
+# language -> {"loss", "accuracy", "targets"}, and with several draws of the masks "standard_error" of the loss
 Results = dict[str, dict[str, float]]
 
+# Tokens that a device takes at a time, at most: a microbatch of a training run may be that of a thousand devices.
+_TOKENS_ON_A_DEVICE = 1 << 16
 
-def evaluate(config: ConfigDict, mesh: Mesh) -> Callable[[Any], Results]:
-    """Builds the evaluation of a training config: a function from parameters to results by language."""
+
+def evaluate(config: ConfigDict, mesh: Mesh, draws: int = 1) -> Callable[[Any], Results]:
+    """Builds the evaluation of a training config: a function from parameters to results by language.
+
+    Args:
+      draws: times that every row is masked anew; the results are of all of them together.
+
+    Raises:
+      UserError: the corpus is missing or damaged.
+    """
+    _, manifests = find_corpora(config.data)
     eval_step = make_eval_step(
         ModelConfig.from_config(config.model),
         mesh,
         mask_ratio=config.eval.mask_ratio,
         dtype=config.dtype,
         loss_chunk=config.train.loss_chunk,
+        vocabulary=manifests[0]["tokenizer"]["vocab_size"],
     )
-    rows = config.eval.batch_rows
-    local_rows(mesh, rows, "config.eval.batch_rows")
+    rows = batch_rows(config, mesh)
     minutes = config.data.stall_minutes
     stalled = (
         f"no held-out batch came within {minutes} minutes (config.data.stall_minutes): what holds {config.data.corpus}"
@@ -52,37 +65,51 @@ def evaluate(config: ConfigDict, mesh: Mesh) -> Callable[[Any], Results]:
     def run(params) -> Results:
         batches = held_out_batches(config.data, rows, config.eval.rows_per_language)
         batches = watched(batches, 60 * minutes, stalled, RESTART)
-        return held_out_losses(eval_step, params, batches, rows, mesh)
+        return held_out_losses(eval_step, params, batches, rows, mesh, draws)
 
     return run
 
 
-def held_out_losses(eval_step, params, batches: Iterable, rows: int, mesh: Mesh) -> Results:
+def batch_rows(config: ConfigDict, mesh: Mesh) -> int:
+    """Held-out rows that a mesh takes at a time: a microbatch, if the devices can be expected to hold it."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    most = max(_TOKENS_ON_A_DEVICE // config.data.row_length, 1)
+    return shards * min(-(-config.train.microbatch_rows // shards), most)
+
+
+def held_out_losses(
+    eval_step, params, batches: Iterable, rows: int, mesh: Mesh, draws: int = 1
+) -> Results:
     """Sums the rows of each language; each process computes the rows that lie on its devices."""
     mine = local_rows(mesh, rows, "rows")
     outputs, languages = [], []
     for i, (batch, batch_languages) in enumerate(batches):
         batch = put_rows(mesh, rows, {name: x[mine] for name, x in batch.items()})
-        outputs.append(eval_step(params, batch, np.uint32(i * rows)))
+        first = in_words(i * rows)
+        outputs.append([eval_step(params, batch, first, np.uint32(d)) for d in range(draws)])
         languages.extend(batch_languages)
     if not outputs:
         return {}
-    columns = {
-        name: np.concatenate([np.asarray(o[name], np.float64) for o in outputs])
-        for name in outputs[0]
+    columns = {  # float64 [draws, rows]
+        name: np.concatenate(
+            [np.stack([np.asarray(o[name], np.float64) for o in batch]) for batch in outputs],
+            axis=1,
+        )
+        for name in ("loss", "correct", "targets")
     }
     languages = np.array(languages)
     results = {}
     for language in sorted(set(languages) - {""}):  # "" fills up the last batch
-        loss, correct, targets = (
-            columns[name][languages == language].sum() for name in ("loss", "correct", "targets")
-        )
-        if targets:
+        loss, correct, targets = (x[:, languages == language].sum(axis=1) for x in columns.values())
+        if targets.all():  # of each draw
             results[language] = {
-                "loss": loss / targets,
-                "accuracy": correct / targets,
-                "targets": int(targets),
+                "loss": loss.sum() / targets.sum(),
+                "accuracy": correct.sum() / targets.sum(),
+                "targets": int(targets.sum()),
             }
+            if draws > 1:
+                error = (loss / targets).std(ddof=1) / math.sqrt(draws)
+                results[language]["standard_error"] = float(error)
     return results
 
 
@@ -135,12 +162,21 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rows_per_language", type=int, help="default: config.eval.rows_per_language of the phase"
     )
+    parser.add_argument(
+        "--draws",
+        type=int,
+        default=1,
+        metavar="N",
+        help="times that every row is masked; with several the results have the loss's standard error (default 1)",
+    )
     parser.add_argument("--output", type=Path, help="JSON file for the results of every language")
     return parser.parse_args()
 
 
 def main() -> None:
     args = _arguments()
+    if args.draws < 1:
+        raise UserError(f"--draws is {args.draws}: it has to be at least 1")
     params, meta = restore_params(args.checkpoint)
     if "data" not in meta["config"] or "eval" not in meta["config"]:
         raise UserError(
@@ -156,7 +192,7 @@ def main() -> None:
     check_corpus(meta, config.data)
     mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
     params = jax.device_put(params, param_shardings(ModelConfig.from_config(config.model), mesh))
-    results = evaluate(config, mesh)(params)
+    results = evaluate(config, mesh, args.draws)(params)
     if not results:
         raise UserError(
             f"{config.data.corpus} has no held-out rows of {config.data.row_length} tokens"

@@ -34,37 +34,55 @@ def scale(size: int) -> nnx.Param:
     return nnx.Param(jnp.ones(size, jnp.float32), logical_axes=("norm",))
 
 
-def layer_norm(x: jax.Array, weight: nnx.Param, eps: float, dtype: jnp.dtype) -> jax.Array:
-    """Layer norm without bias, computed in float32, returned in `dtype`."""
-    return _layer_norm(eps, dtype, x, weight[...])
+def layer_norm(
+    x: jax.Array, weight: nnx.Param, eps: float, dtype: jnp.dtype, shift: jax.Array | None = None
+) -> jax.Array:
+    """Layer norm without bias, computed in float32, returned in `dtype`.
+
+    Args:
+      shift: `middle(x)`, where x is a sum better that of its terms, see there.
+    """
+    shift = middle(x) if shift is None else shift
+    return _layer_norm(eps, dtype, x, weight[...], jax.lax.stop_gradient(shift))
 
 
-# The backward pass starts again from x, which the residual stream keeps anyway, and two numbers a token: left to
+def middle(*terms: jax.Array) -> jax.Array:
+    """A value from the middle of each row of a sum of arrays [..., D], float32 [..., 1]: the median of the first three.
+
+    From the terms, so that a GPU has it before it adds them up, and takes a norm's sums in the same pass over memory.
+    """
+    first = sum(x[..., :3].astype(jnp.float32) for x in terms)
+    a, b, c = jnp.split(first, 3, axis=-1)
+    return jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
+
+
+# The backward pass starts again from x, which the residual stream keeps anyway, and three numbers a token: left to
 # itself, autodiff keeps float32 copies of x.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _layer_norm(eps, dtype, x, weight):
-    return _layer_norm_fwd(eps, dtype, x, weight)[0]
+def _layer_norm(eps, dtype, x, weight, shift):
+    return _layer_norm_fwd(eps, dtype, x, weight, shift)[0]
 
 
-def _layer_norm_fwd(eps, dtype, x, weight):
-    wide = x.astype(jnp.float32)
-    # Both sums in one pass over x. The difference is exact enough while the mean is not far above the deviation.
-    mean = wide.mean(axis=-1, keepdims=True)
-    variance = jnp.square(wide).mean(axis=-1, keepdims=True) - jnp.square(mean)
-    inverse = jax.lax.rsqrt(variance + eps)
-    return ((wide - mean) * inverse * weight).astype(dtype), (x, weight, mean, inverse)
+def _layer_norm_fwd(eps, dtype, x, weight, shift):
+    # Both sums in one pass over x. E[y^2] - E[y]^2 loses what E[y]^2 is above the variance, so y is x less a value from
+    # its middle: exact where the mean is far above the deviation, and small unless two of its first three are outliers.
+    shifted = x.astype(jnp.float32) - shift
+    mean = shifted.mean(axis=-1, keepdims=True)
+    variance = jnp.square(shifted).mean(axis=-1, keepdims=True) - jnp.square(mean)
+    inverse = jax.lax.rsqrt(jnp.maximum(variance, 0) + eps)
+    return ((shifted - mean) * inverse * weight).astype(dtype), (x, weight, shift, mean, inverse)
 
 
 def _layer_norm_bwd(eps, dtype, residuals, gradient):
     x, weight, *statistics = residuals
     # Else XLA computes them from x again wherever they are used, and sums the weight's gradient in one pass more.
-    mean, inverse = jax.lax.optimization_barrier(statistics)
-    normed = (x.astype(jnp.float32) - mean) * inverse
+    shift, mean, inverse = jax.lax.optimization_barrier(statistics)
+    normed = (x.astype(jnp.float32) - shift - mean) * inverse
     gradient = gradient.astype(jnp.float32)
     d_normed = gradient * weight
     along = (d_normed * normed).mean(axis=-1, keepdims=True)
     dx = inverse * (d_normed - d_normed.mean(axis=-1, keepdims=True) - normed * along)
-    return dx.astype(x.dtype), (gradient * normed).sum(axis=tuple(range(x.ndim - 1)))
+    return dx.astype(x.dtype), (gradient * normed).sum(axis=tuple(range(x.ndim - 1))), None
 
 
 _layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
@@ -75,13 +93,18 @@ def matmul(equation: str, x: jax.Array, weight: nnx.Param) -> jax.Array:
     return jnp.einsum(equation, x, weight[...].astype(x.dtype))
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Drops elements with probability `rate`, to 16 bits; no key means evaluation, which drops nothing."""
-    if key is None or rate == 0.0:
+def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
+    """Drops elements of x [B, ...] with probability `rate`, to 16 bits.
+
+    Args:
+      keys: one for each row [B]; None means evaluation, which drops nothing.
+    """
+    if keys is None or rate == 0.0:
         return x
     # A random word serves two elements: drawing is what dropout costs. Behind the barrier it is done once, for the
     # backward pass too; XLA would rather draw again than keep a bit.
-    words = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // 2)), jnp.uint32)
+    shape = (*x.shape[1:-1], -(-x.shape[-1] // 2))
+    words = jax.vmap(lambda key: jax.random.bits(key, shape, jnp.uint32))(keys)
     threshold = round(rate * 2**16)
     halves = jax.lax.optimization_barrier(
         ((words & 0xFFFF) >= threshold, (words >> 16) >= threshold)
@@ -169,10 +192,10 @@ class Attention(nnx.Module):
         self.is_global = is_global
         self.dropout_rate = config.attention_output_dropout
 
-    def __call__(self, x, key_ranges: Ranges, table, dropout_key):
+    def __call__(self, x, key_ranges: Ranges, table, dropout_keys):
         q, k, v = rotated(matmul("bld,dthk->blthk", x, self.wqkv), table)
         out = attention(q, k, v, key_ranges)
-        return dropout(matmul("blhk,hkd->bld", out, self.wo), self.dropout_rate, dropout_key)
+        return dropout(matmul("blhk,hkd->bld", out, self.wo), self.dropout_rate, dropout_keys)
 
 
 class GatedMlp(nnx.Module):
@@ -197,11 +220,12 @@ class Layer(nnx.Module):
         self.mlp = GatedMlp(config, rngs=rngs)
         self.eps = config.norm_eps
 
-    def __call__(self, x, key_ranges: Ranges, table, dropout_key):
-        h = x if self.attn_norm is None else layer_norm(x, self.attn_norm, self.eps, x.dtype)
-        x = fence(x + self.attn(h, key_ranges, table, dropout_key))
-        h = layer_norm(x, self.mlp_norm, self.eps, x.dtype)
-        return fence(x + self.mlp(h))
+    def __call__(self, x, shift, key_ranges: Ranges, table, dropout_keys):
+        """From x and its `middle` to those of the next layer."""
+        h = x if self.attn_norm is None else layer_norm(x, self.attn_norm, self.eps, x.dtype, shift)
+        x, shift = _add(x, self.attn(h, key_ranges, table, dropout_keys))
+        h = layer_norm(x, self.mlp_norm, self.eps, x.dtype, shift)
+        return _add(x, self.mlp(h))
 
 
 class Embeddings(nnx.Module):
@@ -221,7 +245,7 @@ class Embeddings(nnx.Module):
 class Encoder(nnx.Module):
     """The encoder without a head.
 
-    Called with tokens, segment_ids, positions (int32 [B, L]), a compute dtype and, in training, a key for dropout;
+    Called with tokens, segment_ids, positions (int32 [B, L]), a compute dtype and, in training, keys for dropout [B];
     returns hidden states [B, L, D] in the compute dtype, after the final norm.
     """
 
@@ -237,21 +261,30 @@ class Encoder(nnx.Module):
         segment_ids: jax.Array,
         positions: jax.Array,
         dtype: jnp.dtype = jnp.float32,
-        dropout_key: jax.Array | None = None,
+        dropout_keys: jax.Array | None = None,
     ) -> jax.Array:
         config = self.config
         global_ranges = ranges(segment_ids)
         local_ranges = ranges(segment_ids, config.attention_window // 2)
         global_table = rope_table(positions, config.head_dim, config.global_rope_theta)
         local_table = rope_table(positions, config.head_dim, config.local_rope_theta)
-        x = spread_rows(self.embeddings(tokens, dtype))
+        x, shift = spread_rows(self.embeddings(tokens, dtype)), None
         for i, layer in enumerate(self.layers):
-            key = None if dropout_key is None else jax.random.fold_in(dropout_key, i)
+            keys = dropout_keys if dropout_keys is None else _of_layer(dropout_keys, i)
             if config.is_global(i):
-                x = layer(x, global_ranges, global_table, key)
+                x, shift = layer(x, shift, global_ranges, global_table, keys)
             else:
-                x = layer(x, local_ranges, local_table, key)
-        return layer_norm(x, self.final_norm, config.norm_eps, dtype)
+                x, shift = layer(x, shift, local_ranges, local_table, keys)
+        return layer_norm(x, self.final_norm, config.norm_eps, dtype, shift)
+
+
+def _add(x, update):
+    """The residual stream after a layer's update, and its middle."""
+    return fence(x + update), middle(x, update)
+
+
+def _of_layer(keys, index):
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, index)
 
 
 def _residual_stddev(config: ModelConfig) -> float:

@@ -1,59 +1,71 @@
 """Masked-LM targets, drawn on the device from (seed, row number): the same whatever the batch, mesh or restart.
 
-Letters: B batch, L row length, M targets a row.
+Letters: B batch, L row length, M slots for targets in a row.
 """
 
 import jax
 import jax.numpy as jnp
 
-# pad, eos, bos, unk, mask: never chosen, never drawn as a random token.
+from mmbert_jax.model.row_keys import row_keys
+
+# pad, eos, bos, unk, mask: never chosen, never drawn as a random token. All others are ordinary tokens.
 NUM_SPECIAL_IDS = 5
 MASK_ID = 4
 
 
 def mask_tokens(
     key: jax.Array,
-    row_ids: jax.Array,
+    rows: jax.Array,
     tokens: jax.Array,
     *,
-    num_targets: int,
-    vocab_size: int,
+    ratio: float,
+    vocabulary: int,
     mask_share: float = 0.8,
     random_share: float = 0.1,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Chooses a fixed number of targets in every row and corrupts them.
+    """Chooses targets among the ordinary tokens of every row and corrupts them.
+
+    A row has `ratio` times as many targets as it has ordinary tokens, so that one that is not full is masked no more
+    than others: rounded to the nearest, but one at least where there is an ordinary token.
 
     Unlike ModernBERT's trainer, special tokens are never chosen, random tokens come from the whole vocabulary, and
     every row has a draw of its own.
 
     Args:
       key: key of the run.
-      row_ids: uint32 [B], number of each row in the order of the data.
+      rows: uint32 [B, 2], number of each row in the order of the data (`row_keys.count_rows`).
       tokens: int32 [B, L].
-      num_targets: M, static; a row with fewer ordinary tokens leaves the rest of its slots at weight 0.
+      ratio: share of a row's ordinary tokens that are targets.
+      vocabulary: ids that the tokeniser has; random tokens are among them. An embedding may have more.
       mask_share, random_share: shares of the targets that become `<mask>` or a random token; the others stay.
 
     Returns:
-      inputs int32 [B, L], target positions int32 [B, M], labels int32 [B, M], weights float32 [B, M] (0 or 1).
+      inputs int32 [B, L], target positions int32 [B, M], labels int32 [B, M], weights float32 [B, M] (0 or 1), with
+      M = `num_targets(ratio, L)`. A slot of weight 0 is no target: its token is left as it is.
     """
+    slots = num_targets(ratio, tokens.shape[1])
 
-    def one_row(row_id, row):
-        choose, corrupt, draw = jax.random.split(jax.random.fold_in(key, row_id), 3)
-        priority = jnp.where(row < NUM_SPECIAL_IDS, -1.0, jax.random.uniform(choose, row.shape))
-        top, positions = jax.lax.top_k(priority, num_targets)
-        real = top >= 0
+    def one_row(row_key, row):
+        choose, corrupt, draw = jax.random.split(row_key, 3)
+        ordinary = row >= NUM_SPECIAL_IDS
+        count = ordinary.sum()
+        targets = jnp.minimum(jnp.maximum(jnp.round(ratio * count), 1), count)
+        # Ordinary tokens first, in random order.
+        priority = jnp.where(ordinary, jax.random.uniform(choose, row.shape), -1.0)
+        _, positions = jax.lax.top_k(priority, slots)
+        real = jnp.arange(slots) < targets
         labels = row[positions]
-        share = jax.random.uniform(corrupt, (num_targets,))
-        noise = jax.random.randint(draw, (num_targets,), NUM_SPECIAL_IDS, vocab_size, row.dtype)
+        share = jax.random.uniform(corrupt, (slots,))
+        noise = jax.random.randint(draw, (slots,), NUM_SPECIAL_IDS, vocabulary, row.dtype)
         replaced = jnp.where(
             share < mask_share, MASK_ID, jnp.where(share < mask_share + random_share, noise, labels)
         )
         inputs = row.at[positions].set(jnp.where(real, replaced, labels))
         return inputs, positions, labels, real.astype(jnp.float32)
 
-    return jax.vmap(one_row)(row_ids, tokens)
+    return jax.vmap(one_row)(row_keys(key, rows), tokens)
 
 
-def num_targets(mask_ratio: float, row_length: int) -> int:
-    """Targets of a full row: the same number in every row, so that shapes are static."""
-    return round(mask_ratio * row_length)
+def num_targets(ratio: float, row_length: int) -> int:
+    """Slots for targets in a row, as many as a row of ordinary tokens alone has: static, so that shapes are."""
+    return round(ratio * row_length)

@@ -80,13 +80,13 @@ class TaskHead(nnx.Module):
         self.activation = head.activation
         self.dropout_rate = head.dropout
 
-    def __call__(self, hidden: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
-        """Vectors [..., D] -> logits float32 [..., C]."""
+    def __call__(self, hidden: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
+        """Vectors [B, ..., D] -> logits float32 [B, ..., C]; in training with keys for dropout [B]."""
         x = matmul("...d,de->...e", hidden, self.dense)
         if self.dense_bias is not None:
             x = x + self.dense_bias[...].astype(x.dtype)
         x = layer_norm(ACTIVATIONS[self.activation](x), self.norm, self.eps, hidden.dtype)
-        x = dropout(x, self.dropout_rate, dropout_key)
+        x = dropout(x, self.dropout_rate, dropout_keys)
         weights = self.classifier[...].astype(x.dtype)
         logits = jnp.einsum("...d,dc->...c", x, weights, preferred_element_type=jnp.float32)
         return logits + self.classifier_bias[...]

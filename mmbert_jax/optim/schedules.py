@@ -39,28 +39,28 @@ def learning_rate(optimizer_config: Mapping, tokens: int, phase_tokens: int) -> 
 
 
 def batch_rows(train_config: Mapping, row: int, row_length: int) -> int:
-    """Rows of the step that starts at global row `row`: a multiple of `microbatch_rows`.
+    """Rows of the step that starts at global row `row`, whatever the microbatches that it is computed in.
 
-    The warm-up takes `batch_warmup_tokens` and grows the batch from `batch_warmup_from_rows` to one microbatch below
-    `batch_rows`, a microbatch at a time. As in ModernBERT's trainer (`BatchSizeWarmupScheduler`, which goes up by one
+    The warm-up takes `batch_warmup_tokens` and grows the batch from `batch_warmup_from_rows` to below `batch_rows`,
+    `batch_warmup_stage_rows` at a time. As in ModernBERT's trainer (`BatchSizeWarmupScheduler`, which goes up by one
     row per GPU) all stages have equally many steps: one of twice the batch lasts twice the tokens. A step belongs to
     the stage in which it starts.
     """
-    first, full, microbatch = _batch_sizes(train_config)
+    first, full, more = _batch_sizes(train_config)
     warmup = train_config["batch_warmup_tokens"]
     if row * row_length >= warmup or first == full:
         return full
-    stages = (full - first) // microbatch
+    stages = -(-(full - first) // more)
 
     def rows_before(stage: int) -> int:  # of one step of each of the stages before
-        return stage * first + microbatch * stage * (stage - 1) // 2
+        return stage * first + more * stage * (stage - 1) // 2
 
     # The last stage that starts at or before this row; whole numbers throughout, so no rounding.
     tokens_done = row * row_length * rows_before(stages)
     stage = (
         bisect.bisect_right(range(stages), tokens_done, key=lambda k: warmup * rows_before(k)) - 1
     )
-    return first + stage * microbatch
+    return first + stage * more
 
 
 def phase_rows(train_config: Mapping, row_length: int) -> int:
@@ -93,16 +93,14 @@ def _phase(train_config: Mapping, row_length: int) -> tuple[int, int]:
 
 
 def _batch_sizes(train_config: Mapping) -> tuple[int, int, int]:
-    """(rows of the first stage, of a full batch, of a microbatch), checked: the sizes are whole microbatches."""
-    full, microbatch = train_config["batch_rows"], train_config["microbatch_rows"]
+    """(rows of the first stage, of a full batch, from one stage to the next), checked."""
+    full, more = train_config["batch_rows"], train_config["batch_warmup_stage_rows"]
     first = train_config["batch_warmup_from_rows"] if train_config["batch_warmup_tokens"] else full
-    if microbatch <= 0 or full <= 0 or full % microbatch:
+    for name, rows in (("batch_rows", full), ("batch_warmup_stage_rows", more)):
+        if rows <= 0:
+            raise UserError(f"config.train.{name} is {rows}: make it 1 or more")
+    if not 0 < first <= full:
         raise UserError(
-            f"config.train.batch_rows is {full}: make it a multiple of microbatch_rows ({microbatch})"
+            f"config.train.batch_warmup_from_rows is {first}: make it above 0 and at most batch_rows ({full})"
         )
-    if first % microbatch or not 0 < first <= full:
-        raise UserError(
-            f"config.train.batch_warmup_from_rows is {first}: make it a multiple of microbatch_rows "
-            f"({microbatch}), above 0 and at most batch_rows ({full})"
-        )
-    return first, full, microbatch
+    return first, full, more

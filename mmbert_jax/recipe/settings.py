@@ -80,6 +80,8 @@ def set_row_length(config: ConfigDict, row_length: int) -> None:
     config.data.row_length = row_length
     # 49,152 tokens a GPU on 8 GPUs, at either row length.
     config.train.microbatch_rows = 8 * 49_152 // row_length
+    # Of the published 8 GPUs, whatever a microbatch is here: the steps are the same on any number of devices.
+    config.train.batch_warmup_stage_rows = 8 * 49_152 // row_length
     # Ours, about once an hour on 8 GPUs.
     config.checkpoint.every_steps = config.eval.every_steps = 819_200 // row_length
 

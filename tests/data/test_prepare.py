@@ -108,7 +108,8 @@ def corpus(tmp_path_factory, records, prepare):
     return folder / "corpus", folder / "text.jsonl"
 
 
-OPTIONS = ("--row_length", 64, 256, "--held_out", HELD_OUT, "--shard_tokens", 3000)
+OPTIONS = ("--row_length", 64, 256, "--shard_tokens", 3000)
+OPTIONS += ("--held_out", HELD_OUT, "--held_out_documents", 0)
 
 
 def content(folder):
@@ -187,7 +188,7 @@ def test_totals_of_the_manifest(corpus, records, model):
     assert manifest["bytes"] == sum(len(text.encode()) for text in texts)
     assert manifest["inputs"] == [str(corpus[1])]
     assert manifest["source"] == "test"
-    assert manifest["held_out_fraction"] == HELD_OUT
+    assert (manifest["held_out_fraction"], manifest["held_out_documents"]) == (HELD_OUT, 0)
     assert manifest["special_ids"] == {"pad": 0, "eos": 1, "bos": 2, "unk": 3, "mask": 4}
     copied = (corpus[0] / "tokenizer" / "tokenizer.model").read_bytes()
     assert copied == (model / "tokenizer.model").read_bytes()
@@ -254,6 +255,7 @@ def test_held_out_documents_follow_from_their_texts_alone(tmp_path, corpus, reco
     small = write_small_tokenizer(tmp_path / "small")
     files = (tmp_path / "b.jsonl", tmp_path / "a.jsonl")
     options = ("--input", *files, "--row_length", 32, "--held_out", HELD_OUT)
+    options += ("--held_out_documents", 0)
     done = prepare(tmp_path / "other", *options, tokenizer=small)
     assert done.returncode == 0, done.stderr
     texts = {}
@@ -280,6 +282,51 @@ def test_nothing_is_held_out_when_nothing_should_be(tmp_path, corpus, prepare):
         "fill": 0.0,
         "languages": {},
     }
+
+
+def in_order_of_hashes(texts):
+    return sorted(texts, key=lambda t: hashlib.blake2b(t.encode(), digest_size=8).digest()[::-1])
+
+
+def test_every_language_has_held_out_documents_where_it_has_enough_text(tmp_path, model):
+    """None by their share: of each language the lowest hashes, five or a quarter, whatever the order and processes."""
+    small = in_order_of_hashes(f"small {i}" for i in range(11))
+    tiny = in_order_of_hashes(f"tiny {i}" for i in range(3))
+    large = in_order_of_hashes(f"large {i}" for i in range(60))
+    copied = in_order_of_hashes(f"copied {i}" for i in range(8))
+    records = [("small", t) for t in small] + [("tiny", t) for t in tiny]
+    # Of the lowest text there are too many copies; one of the second lowest is in another language.
+    records += [("copied", t) for t in copied + copied[:1] * 4] + [("large", t) for t in large]
+    records.append(("large", copied[1]))
+    found = []
+    for number, (workers, files) in enumerate(((1, 1), (2, 3))):
+        random.Random(number).shuffle(records)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        for i in range(files):
+            (folder / f"{i}.jsonl").write_bytes(to_jsonl(records[i::files]))
+        settings = preparation.Settings(model, Fields(), (16,), 1e-12, held_out_documents=5)
+        inputs, _ = find_inputs([folder], None)
+        output = tmp_path / f"corpus-{number}"
+        manifest = preparation.prepare_corpus(inputs, settings, output, workers, "test")
+        splits = {}
+        for split, entry in manifest["row_lengths"]["16"].items():
+            tokens = [segments for segments, _ in read_rows(output, 16, split)]
+            rows = {
+                language: sorted(map(str, tokens[x["first_row"] : x["first_row"] + x["rows"]]))
+                for language, x in entry["languages"].items()
+            }
+            splits[split] = {k: (x["documents"], rows[k]) for k, x in entry["languages"].items()}
+        found.append(splits)
+        placed = {split: set() for split in splits}
+        for split in splits:
+            for _, ids in read_rows(output, 16, split):
+                placed[split] |= {records[i >> 40 :: files][(i & (2**40 - 1)) - 1] for i in ids}
+    assert found[0] == found[1]
+    expected = {("small", t) for t in small[:2]} | {("large", t) for t in large[:5]}
+    expected |= {("copied", t) for t in copied[1:4]} | {("large", copied[1])}
+    assert placed["held_out"] == expected
+    assert placed["train"] == set(records) - expected
 
 
 def test_a_language_is_never_held_out_as_a_whole(tmp_path, prepare):
@@ -398,6 +445,7 @@ def test_faults_found_by_worker_processes_read_the_same(tmp_path, prepare):
         (("--row_length", 4), "--row_length is [4]; it has to be at least 8"),
         (("--held_out", 1), "--held_out is 1.0; it has to be at least 0 and below 1"),
         (("--held_out", "nan"), "--held_out is nan"),
+        (("--held_out_documents", -1), "--held_out_documents is -1; it has to be at least 0"),
         (("--shard_tokens", 100), "--shard_tokens is 100; it has to be at least a row"),
         (
             ("--tokenizer", "absent"),

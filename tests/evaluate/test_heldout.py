@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from data.tiny_corpus import write_corpus
+from tiny import tiny_config
 
 from mmbert_jax.data.pipeline import held_out_batches
-from mmbert_jax.evaluate.heldout import by_group, group_table, held_out_losses
+from mmbert_jax.evaluate.heldout import batch_rows, by_group, group_table, held_out_losses
 from mmbert_jax.hf.load import load_hf
-from mmbert_jax.model.masking import mask_tokens, num_targets
+from mmbert_jax.model.masking import mask_tokens
+from mmbert_jax.model.row_keys import count_rows, in_words
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.step import make_eval_step
 
@@ -66,15 +68,14 @@ def cross_entropies(model, corpus) -> dict[str, list[tuple[float, bool]]]:
 
     found = defaultdict(list)
     for number, (batch, languages) in enumerate(batches(corpus)):
-        row_numbers = jnp.arange(number * ROWS, (number + 1) * ROWS, dtype=jnp.uint32)
         inputs, positions, labels, weights = map(
             np.array,
             mask_tokens(
-                jax.random.key(0),
-                row_numbers,
+                jax.random.fold_in(jax.random.key(0), 0),
+                count_rows(in_words(number * ROWS), ROWS),
                 jnp.asarray(batch["tokens"]),
-                num_targets=num_targets(RATIO, ROW_LENGTH),
-                vocab_size=512,
+                ratio=RATIO,
+                vocabulary=512,
             ),
         )
         for row, language in enumerate(languages):
@@ -103,9 +104,8 @@ def test_losses_are_the_cross_entropy_of_each_document_alone(model, corpus, mesh
     assert list(ours) == sorted(HELD_OUT)
     for language, result in ours.items():
         losses, correct = map(np.array, zip(*expected[language], strict=True))
-        assert (
-            result["targets"] == len(losses) == HELD_OUT[language] * num_targets(RATIO, ROW_LENGTH)
-        )
+        # Of 30 tokens in a row two are <bos>.
+        assert result["targets"] == len(losses) == HELD_OUT[language] * round(RATIO * 28)
         assert result["loss"] == pytest.approx(losses.mean(), rel=1e-5)
         assert result["accuracy"] == pytest.approx(correct.mean())
 
@@ -114,8 +114,8 @@ def test_losses_are_the_cross_entropy_of_each_document_alone(model, corpus, mesh
 def test_sums_go_to_their_language_whatever_the_batch(corpus, mesh, rows):
     """A step that says which row it saw: rows are numbered through, and those that fill up a batch count nowhere."""
 
-    def eval_step(params, batch, first_row):
-        numbers = int(first_row) + np.arange(rows)
+    def eval_step(params, batch, first_row, draw):
+        numbers = int(first_row[1]) + np.arange(rows)
         targets = np.asarray(batch["segment_ids"]).max(1) * 1.0
         return {"loss": numbers * params, "correct": targets / 4, "targets": targets}
 
@@ -131,11 +131,47 @@ def test_sums_go_to_their_language_whatever_the_batch(corpus, mesh, rows):
 
 
 def test_a_language_without_targets_has_no_loss(corpus, mesh):
-    def eval_step(params, batch, first_row):
+    def eval_step(params, batch, first_row, draw):
         ones = np.ones(ROWS)
-        return {"loss": ones, "correct": ones, "targets": ones * (first_row > 0)}
+        return {"loss": ones, "correct": ones, "targets": ones * (first_row[1] > 0)}
 
     assert list(held_out_losses(eval_step, None, batches(corpus), ROWS, mesh)) == ["eng", "fao"]
+
+
+def test_several_draws_give_their_mean_and_its_standard_error(corpus, mesh):
+    """A step whose losses a target are 1, 2 and 6 in three draws, in every row."""
+
+    def eval_step(params, batch, first_row, draw):
+        targets = np.asarray(batch["segment_ids"]).max(1) * 1.0
+        return {
+            "loss": targets * [1, 2, 6][int(draw)],
+            "correct": targets * (draw > 0),
+            "targets": targets,
+        }
+
+    results = held_out_losses(eval_step, None, batches(corpus), ROWS, mesh, draws=3)
+    expected = {"loss": 3.0, "accuracy": 2 / 3, "standard_error": pytest.approx(np.sqrt(7 / 3))}
+    assert results == {
+        name: {**expected, "targets": 3 * 2 * rows} for name, rows in HELD_OUT.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("microbatch_rows", "row_length", "data", "expected"),
+    [
+        *((16, 64, 8, 16), (16, 64, 1, 16), (6, 64, 4, 8), (3, 64, 8, 8)),
+        *((1536, 1024, 1, 64), (48, 8192, 8, 48), (384, 8192, 2, 16), (8, 2**17, 2, 2)),
+    ],
+)
+def test_rows_at_a_time_spread_over_the_mesh_and_fit_a_device(
+    microbatch_rows, row_length, data, expected
+):
+    """A device takes no more than 65,536 tokens: eight published ones have 49,152 each in training."""
+    config = tiny_config(train__microbatch_rows=microbatch_rows, data__row_length=row_length)
+    devices = jax.devices()[:data]
+    assert (
+        batch_rows(config, make_mesh({"data": data, "fsdp": 1, "tensor": 1}, devices)) == expected
+    )
 
 
 def test_no_held_out_rows(tmp_path, mesh):

@@ -47,6 +47,53 @@ def test_layer_norm_is_torchs():
             assert_close(result, reference, dtype)
 
 
+def difficult_rows(rows=16, width=768):
+    """Kind -> rows whose elements are noise of deviation 1, about a mean or beside outliers, or are all alike."""
+    noise = np.random.default_rng(1).normal(size=(rows, width))
+    first = np.arange(width)
+    kinds = {f"mean {mean:g}": noise + mean for mean in (0, 30, 100, -1e4)}
+    kinds["alike"] = np.repeat(np.linspace(-1e4, 1e4, rows)[:, None], width, axis=1)
+    kinds["zero"] = np.zeros_like(noise)
+    kinds["first element an outlier"] = noise + 1e4 * (first == 0)
+    kinds["second element an outlier"] = noise - 300 * (first == 1)
+    kinds["outliers everywhere"] = np.random.default_rng(2).standard_cauchy((rows, width))
+    return {kind: x.astype(np.float32) for kind, x in kinds.items()}
+
+
+def test_layer_norm_is_as_exact_as_torchs_for_any_mean():
+    """Forward and backward, held against float64."""
+    kinds = difficult_rows()
+    weight, cotangent = RNG.normal(size=(2, 768)).astype(np.float32)
+
+    @jax.jit
+    @jax.vmap
+    def ours(x):
+        out, vjp = jax.vjp(lambda x, w: layer_norm(x, nnx.Param(w), 1e-5, x.dtype), x, weight)
+        return out, *vjp(jnp.broadcast_to(cotangent, x.shape))
+
+    def theirs(x, dtype):
+        tensors = [torch.tensor(v, dtype=dtype, requires_grad=True) for v in (x, weight)]
+        out = torch.nn.functional.layer_norm(tensors[0], (768,), tensors[1], eps=1e-5)
+        out.backward(torch.tensor(cotangent, dtype=dtype).expand(x.shape))
+        return [t.detach().double().numpy() for t in (out, *(v.grad for v in tensors))]
+
+    for results, (kind, x) in zip(
+        zip(*ours(np.stack(list(kinds.values()))), strict=True), kinds.items(), strict=True
+    ):
+        for name, result, exact, narrow in zip(
+            ("output", "gradient", "weight's gradient"),
+            results,
+            theirs(x, torch.float64),
+            theirs(x, torch.float32),
+            strict=True,
+        ):
+            error, of_torch = (np.abs(np.asarray(r, np.float64) - exact) for r in (result, narrow))
+            assert np.isfinite(result).all(), (kind, name)
+            # Where torch's error is hardly any, by chance, a few roundings are allowed.
+            roundings = 4e-7 * np.abs(exact).max()
+            assert error.max() <= 2 * of_torch.max() + roundings, (kind, name)
+
+
 def test_the_gradient_of_a_norms_weight_is_torchs():
     x = RNG.normal(size=(2, 5, 48)).astype(np.float32)
     weight, cotangent = RNG.normal(size=48), RNG.normal(size=x.shape)
@@ -95,7 +142,7 @@ def test_the_backward_pass_rotates_back():
 
 def test_dropout_drops_each_element_alone_and_keeps_the_mean():
     x = jnp.ones((1000, 65))
-    out = np.asarray(dropout(x, 0.1, jax.random.key(0)))
+    out = np.asarray(dropout(x, 0.1, jax.random.split(jax.random.key(0), 1000)))
     kept = out > 0
     np.testing.assert_allclose(out[kept], 1 / 0.9, rtol=1e-6)
     assert kept.mean() == pytest.approx(0.9, abs=4 * 0.3 / np.sqrt(x.size))
@@ -106,6 +153,14 @@ def test_dropout_drops_each_element_alone_and_keeps_the_mean():
 
 def test_dropouts_gradient_goes_where_the_values_went():
     x = jnp.ones((10, 8))
-    key = jax.random.key(1)
-    gradient = jax.grad(lambda x: dropout(x, 0.5, key).sum())(x)
-    np.testing.assert_array_equal(gradient, dropout(x, 0.5, key))
+    keys = jax.random.split(jax.random.key(1), 10)
+    gradient = jax.grad(lambda x: dropout(x, 0.5, keys).sum())(x)
+    np.testing.assert_array_equal(gradient, dropout(x, 0.5, keys))
+
+
+def test_a_row_is_dropped_alike_in_any_batch():
+    x = jnp.ones((6, 5, 7))
+    keys = jax.random.split(jax.random.key(2), 6)
+    together = np.asarray(dropout(x, 0.5, keys))
+    np.testing.assert_array_equal(together[2:4], dropout(x[2:4], 0.5, keys[2:4]))
+    assert len(np.unique(together, axis=0)) == 6

@@ -1,10 +1,13 @@
 """Targets: how many, which ones, and that they depend on nothing but seed and row."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
 from mmbert_jax.model.masking import MASK_ID, NUM_SPECIAL_IDS, mask_tokens, num_targets
+from mmbert_jax.model.row_keys import count_rows, in_words, row_keys
 
 V, L = 1000, 512
 
@@ -16,11 +19,17 @@ def rows(count):
     return tokens
 
 
+@functools.partial(jax.jit, static_argnames=("ratio", "seed"))
+def jitted(first, tokens, ratio, seed):
+    numbers = count_rows(first, len(tokens))
+    return mask_tokens(jax.random.key(seed), numbers, tokens, ratio=ratio, vocabulary=V)
+
+
 def masked(tokens, first=0, ratio=0.3, seed=0):
-    row_ids = np.arange(first, first + len(tokens), dtype=np.uint32)
-    return mask_tokens(
-        jax.random.key(seed), row_ids, tokens, num_targets=num_targets(ratio, L), vocab_size=V
-    )
+    """Of rows that are numbered from `first` on; few rows are compiled as eight."""
+    filled = np.pad(tokens, ((0, max(8 - len(tokens), 0)), (0, 0)))
+    results = jitted(in_words(first), filled, ratio, seed)
+    return (np.asarray(x)[: len(tokens)] for x in results)
 
 
 @pytest.mark.parametrize(
@@ -32,21 +41,21 @@ def test_published_ratios_give_a_fixed_count(ratio, length, count):
 
 def test_targets_are_distinct_ordinary_tokens_and_labels_are_right():
     tokens = rows(8)
-    inputs, positions, labels, weights = map(np.asarray, masked(tokens))
-    assert (weights == 1).all()
+    inputs, positions, labels, weights = masked(tokens)
     for row in range(8):
-        assert len(set(positions[row])) == num_targets(0.3, L)
-        assert not {0, L - 1} & set(positions[row])
+        targets = positions[row, weights[row] == 1]
+        assert len(set(targets)) == len(targets) == round(0.3 * (L - 2))
+        assert not {0, L - 1} & set(targets)
         np.testing.assert_array_equal(labels[row], tokens[row, positions[row]])
-        others = np.setdiff1d(np.arange(L), positions[row])
+        others = np.setdiff1d(np.arange(L), targets)
         np.testing.assert_array_equal(inputs[row, others], tokens[row, others])
 
 
 def test_shares_are_80_10_10():
     tokens = rows(128)
-    inputs, positions, labels, _ = map(np.asarray, masked(tokens))
-    became = np.take_along_axis(inputs, positions, 1)
-    n = labels.size  # 19,712 draws: four standard deviations are 0.011 and 0.009
+    inputs, positions, labels, weights = masked(tokens)
+    became, labels = np.take_along_axis(inputs, positions, 1)[weights == 1], labels[weights == 1]
+    n = labels.size  # 19,584 draws: four standard deviations are 0.011 and 0.009
     assert abs((became == MASK_ID).mean() - 0.8) < 4 * np.sqrt(0.16 / n)
     # A random token is the label itself once in a thousand times.
     assert abs((became == labels).mean() - 0.1 - 0.1 / (V - NUM_SPECIAL_IDS)) < 4 * np.sqrt(
@@ -62,15 +71,55 @@ def test_shares_are_80_10_10():
 
 def test_a_row_is_masked_alike_in_any_batch_and_differently_in_another_place():
     tokens = np.repeat(rows(1), 6, axis=0)
-    together = np.asarray(masked(tokens)[0])
-    np.testing.assert_array_equal(together[2:4], np.asarray(masked(tokens[2:4], first=2)[0]))
+    together = next(masked(tokens))
+    np.testing.assert_array_equal(together[2:4], next(masked(tokens[2:4], first=2)))
     assert len(np.unique(together, axis=0)) == 6
 
 
-def test_short_rows_leave_slots_without_weight():
-    tokens = np.zeros((1, L), np.int32)
-    tokens[0, :10] = [2, *range(100, 108), 1]
-    inputs, _, labels, weights = map(np.asarray, masked(tokens))
-    assert weights.sum() == 8
-    assert set(labels[weights == 1]) == set(range(100, 108))
-    np.testing.assert_array_equal(inputs[0, 10:], 0)
+@pytest.mark.parametrize("ratio", [0.3, 0.15, 0.05])
+def test_a_row_that_is_not_full_is_masked_no_more_than_others(ratio):
+    """Each row of 8192 in two documents and padding; the published ratios."""
+    held = np.array([8188, 4096, 2000, 1000, 400, 20])
+    tokens = np.zeros((len(held), 8192), np.int32)
+    for row, n in zip(tokens, held, strict=True):
+        row[: n + 4] = [2, *range(100, 100 + n // 2), 1, 2, *range(100 + n // 2, 100 + n), 1]
+    inputs, positions, labels, weights = masked(tokens, ratio=ratio)
+    assert (np.abs(weights.sum(1) - ratio * held) <= 0.5).all()
+    assert ((inputs != tokens).sum(1) <= weights.sum(1)).all()
+    assert (labels[weights == 1] >= 100).all()
+    assert (np.take_along_axis(tokens, positions, 1) == labels).all()
+
+
+def test_a_row_with_any_ordinary_token_has_a_target():
+    """Else documents of a few tokens, alone in their row, would never be learned from or evaluated."""
+    held = np.arange(12)
+    tokens = np.where(np.arange(L) < held[:, None], 7, 0).astype(np.int32)
+    inputs, _, _, weights = masked(tokens, ratio=0.05)
+    assert weights.sum(1).tolist() == [0] + [1] * 11
+    np.testing.assert_array_equal(inputs[0], tokens[0])
+
+
+# --- numbers of rows ---
+
+EDGE = 2**32
+
+
+@pytest.mark.parametrize("first", [EDGE - 3, EDGE - 1, 5 * EDGE - 2])
+def test_rows_are_counted_beyond_32_bits(first):
+    """Wherever a batch starts, or a microbatch in it, its rows have their own numbers."""
+    expected = [in_words(first + i) for i in range(8)]
+    np.testing.assert_array_equal(count_rows(in_words(first), 8), expected)
+    np.testing.assert_array_equal(count_rows(in_words(first - 4), 8, 4), expected)
+    tokens = np.repeat(rows(1), 8, axis=0)
+    together = next(masked(tokens, first))
+    for start in (1, 4):
+        ours = next(masked(tokens[: 8 - start], first + start))
+        np.testing.assert_array_equal(ours, together[start:])
+
+
+def test_rows_whose_low_words_are_equal_have_keys_of_their_own():
+    tokens = rows(1)
+    drawn = [next(masked(tokens, row)) for row in (5, EDGE + 5, 5 * EDGE)]
+    assert len(np.unique(np.concatenate(drawn), axis=0)) == 3
+    keys = row_keys(jax.random.key(0), np.array([[0, 5], [5, 0], [1, 5], [5, 1]], np.uint32))
+    assert len(np.unique(jax.random.key_data(keys), axis=0)) == 4

@@ -90,7 +90,8 @@ def test_dropout_acts_in_training_only():
     model = bind(TINY, params)
     evaluated = model(*inputs)
     np.testing.assert_array_equal(evaluated, model(*inputs))
-    dropped = [np.asarray(model(*inputs, dropout_key=jax.random.key(k))) for k in (0, 0, 1)]
+    keys = (jax.random.split(jax.random.key(k), 1) for k in (0, 0, 1))
+    dropped = [np.asarray(model(*inputs, dropout_keys=k)) for k in keys]
     np.testing.assert_array_equal(dropped[0], dropped[1])
     assert np.abs(dropped[0] - dropped[2]).max() > 1e-3
     assert np.abs(dropped[0] - evaluated).max() > 1e-3

@@ -56,8 +56,8 @@ def test_unknown_schedule_names_the_field():
 TOY = {
     "tokens": 2000,
     "batch_rows": 8,
-    "microbatch_rows": 2,
     "batch_warmup_from_rows": 2,
+    "batch_warmup_stage_rows": 2,
     "batch_warmup_tokens": 1200,
 }
 
@@ -78,6 +78,22 @@ def test_batch_warmup_takes_whole_steps():
         row += sizes[-1]
     assert sizes == [2] * 10 + [4] * 10 + [6] * 10 + [8] * 10
     assert (row, len(sizes)) == (phase_rows(TOY, 10), phase_steps(TOY, 10)) == (200, 40)
+
+
+def test_the_last_stage_of_a_warmup_may_be_nearer_to_the_full_batch():
+    """Stages of 2, 5 and 8 rows before one of 10: three rounds of 15 rows in 450 tokens."""
+    config = TOY | {
+        "batch_rows": 10,
+        "batch_warmup_stage_rows": 3,
+        "batch_warmup_tokens": 450,
+        "tokens": 650,
+    }
+    row, sizes = 0, []
+    while row < phase_rows(config, 10):
+        sizes.append(batch_rows(config, row, 10))
+        row += sizes[-1]
+    assert sizes == [2] * 3 + [5] * 3 + [8] * 3 + [10] * 2
+    assert phase_steps(config, 10) == 11
 
 
 @pytest.mark.parametrize(
@@ -102,7 +118,7 @@ def test_published_phases():
     phase1 = {
         "tokens": 2300 * B,
         "batch_rows": 4608,
-        "microbatch_rows": 96,
+        "batch_warmup_stage_rows": 96,
         "batch_warmup_from_rows": 384,
         "batch_warmup_tokens": 60 * B,
     }
@@ -120,7 +136,7 @@ def test_published_phases():
     decay = {
         "tokens": 100 * B,
         "batch_rows": 4608,
-        "microbatch_rows": 96,
+        "batch_warmup_stage_rows": 96,
         "batch_warmup_from_rows": 4608,
         "batch_warmup_tokens": 0,
     }
@@ -132,12 +148,8 @@ def test_published_phases():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"microbatch_rows": 3},
-            r"config\.train\.batch_rows is 8: .* multiple of microbatch_rows \(3\)",
-        ),
-        ({"microbatch_rows": 0}, r"config\.train\.batch_rows is 8"),
-        ({"batch_warmup_from_rows": 3}, r"config\.train\.batch_warmup_from_rows is 3: .* multiple"),
+        ({"batch_rows": 0}, r"config\.train\.batch_rows is 0"),
+        ({"batch_warmup_stage_rows": 0}, r"config\.train\.batch_warmup_stage_rows is 0"),
         ({"batch_warmup_from_rows": 0}, r"config\.train\.batch_warmup_from_rows is 0"),
         (
             {"batch_warmup_from_rows": 10},
@@ -145,6 +157,6 @@ def test_published_phases():
         ),
     ],
 )
-def test_batches_of_half_a_microbatch_are_refused(change, message):
+def test_batches_that_are_none_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         batch_rows(TOY | change, 0, 10)

@@ -14,6 +14,7 @@ import pytest
 from data.tiny_corpus import write_corpus
 from tiny import tiny_config
 
+from mmbert_jax.batches import MicrobatchRanges
 from mmbert_jax.data.pipeline import microbatches, open_data
 from mmbert_jax.metrics import read_metrics
 from mmbert_jax.optim.schedules import batch_rows, phase_rows, phase_steps
@@ -134,7 +135,8 @@ def test_rows_on_the_devices_are_the_order_of_the_data(config, environment, tmp_
     assert [process.wait(120) for process in started] == [0, 0]
 
     rows = phase_rows(short.train, 64)
-    stream = microbatches(open_data(short.data, rows, phase_seed(short)), 8, 0)
+    data = open_data(short.data, rows, phase_seed(short))
+    stream = microbatches(data, 8, MicrobatchRanges(short, 0, rows))
     expected, row = [], 0  # of each step, its microbatches
     while row < rows:
         count = batch_rows(short.train, row, 64) // 8

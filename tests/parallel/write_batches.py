@@ -29,7 +29,7 @@ data = open_data(config.data, rows, phase_seed(config))
 found = {}
 for number, shape in enumerate(sys.argv[3:]):
     mesh = make_mesh(dict(zip(AXES, map(int, shape.split(",")), strict=True)))
-    for step, (batch, _) in enumerate(read_batches(config, data, mesh, 0, rows)):
+    for step, (batch, *_) in enumerate(read_batches(config, data, mesh, 0, rows)):
         for name, array in batch.items():
             for shard in array.addressable_shards:
                 start, stop, _ = shard.index[1].indices(array.shape[1])

@@ -52,9 +52,9 @@ def watched(tmp_path_factory):
     fed, read_batches = [], mmbert_jax.train.read_batches
 
     def watch(*arguments):
-        for batch, count in read_batches(*arguments):
+        for batch, count, rows in read_batches(*arguments):
             fed.append(np.asarray(batch["tokens"])[:count])
-            yield batch, count
+            yield batch, count, rows
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mmbert_jax.train, "read_batches", watch)

@@ -17,6 +17,7 @@ from mmbert_jax.data.cldr_text import documents
 from mmbert_jax.errors import UserError
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import init_params
+from mmbert_jax.model.row_keys import in_words
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.step import (
     abstract_state,
@@ -172,7 +173,7 @@ def train(config, mesh, step, text, start, stops):
         part = slice(i % batches * ROWS, (i % batches + 1) * ROWS)
         batch = {name: x[None, part] for name, x in text.items()}
         rate = np.float32(config.optimizer.peak_lr * min(1, (i + 1) / 10))
-        state, _ = step(state, batch, np.int32(1), np.uint32(i * ROWS), rate)
+        state, _ = step(state, batch, np.int32(1), in_words(i * ROWS), rate)
         if i + 1 in stops:
             yield jax.tree.map(np.array, state["params"])
 
@@ -183,10 +184,10 @@ def held_out_losses(config, mesh, several, text):
     evaluate = make_eval_step(shape, mesh, mask_ratio=0.15, dtype="float32", loss_chunk=261)
     losses = []
     for params in several:
-        sums = [
-            evaluate(params, {name: x[at : at + ROWS] for name, x in text.items()}, np.uint32(at))
-            for at in range(0, len(text["tokens"]), ROWS)
-        ]
+        sums = []
+        for at in range(0, len(text["tokens"]), ROWS):
+            rows = {name: x[at : at + ROWS] for name, x in text.items()}
+            sums.append(evaluate(params, rows, in_words(at), np.uint32(0)))
         losses.append(
             float(sum(s["loss"].sum() for s in sums) / sum(s["targets"].sum() for s in sums))
         )

@@ -37,6 +37,7 @@ from mmbert_jax.hf.names import to_theirs
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import encode, init_params
 from mmbert_jax.model.masking import num_targets
+from mmbert_jax.model.row_keys import in_words
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.step import compile_train_step, init_state
 
@@ -259,7 +260,7 @@ def compare_training(size: str, shape: str, _, repeats: int) -> dict:
 
     def run_ours():
         nonlocal state
-        state, metrics = step(state, batch, np.int32(1), np.uint32(0), np.float32(_LEARNING_RATE))
+        state, metrics = step(state, batch, np.int32(1), in_words(0), np.float32(_LEARNING_RATE))
         return jax.block_until_ready(metrics)
 
     theirs.train()

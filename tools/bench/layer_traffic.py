@@ -43,7 +43,8 @@ def traffic(target: str, layers: int, rows: int, row_length: int) -> int:
     def total(params, tokens, segment_ids, positions):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # attention asks for it
             model = bind(model_config, params)
-            hidden = model(tokens, segment_ids, positions, jnp.bfloat16, jax.random.key(0))
+            keys = jax.random.split(jax.random.key(0), rows)
+            hidden = model(tokens, segment_ids, positions, jnp.bfloat16, keys)
         return jnp.square(hidden.astype(jnp.float32)).sum()
 
     params = jax.tree.map(

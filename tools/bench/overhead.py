@@ -27,6 +27,7 @@ from mmbert_jax.batches import open_phase, read_batches
 from mmbert_jax.config import complete, read
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.goodput import read_timeline
+from mmbert_jax.model.row_keys import in_words
 from mmbert_jax.optim.schedules import learning_rate, phase_rows
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.step import compile_train_step, init_state
@@ -127,15 +128,15 @@ def bare(config: ConfigDict, mesh, step) -> float:
     row_length, rows = config.data.row_length, phase_rows(config.train, config.data.row_length)
     data = open_phase(config)
     state, row, start, before = init_state(config, mesh), 0, 0.0, None
-    for number, (batch, count) in enumerate(read_batches(config, data, mesh, 0, rows)):
+    for number, (batch, count, taken) in enumerate(read_batches(config, data, mesh, 0, rows)):
         rate = learning_rate(config.optimizer, row * row_length, rows * row_length)
-        state, metrics = step(state, batch, np.int32(count), np.uint32(row), np.float32(rate))
+        state, metrics = step(state, batch, np.int32(count), in_words(row), np.float32(rate))
         if before is not None:
             jax.block_until_ready(before)  # one step is dispatched ahead, as in the program
             if number == config.log_every_steps:
                 start = time.perf_counter()
         before = metrics
-        row += count * config.train.microbatch_rows
+        row += taken
     jax.block_until_ready(before)
     return time.perf_counter() - start
 

@@ -22,6 +22,7 @@ from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.flops import forward_flops_per_token
 from mmbert_jax.kernels import attention
 from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.model.row_keys import in_words
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.step import abstract_state, compile_train_step
 
@@ -168,7 +169,7 @@ def bench(config: Fields, document: int, peak: float, steps: int) -> dict:
         nonlocal state
         for i in range(count):
             state, metrics = step(
-                state, batch, np.int32(1), np.uint32(i * shape[0]), np.float32(1e-4)
+                state, batch, np.int32(1), in_words(i * shape[0]), np.float32(1e-4)
             )
         return jax.block_until_ready(metrics)
 
