@@ -3,6 +3,9 @@
 A run folder has `checkpoints/STEP/` with three items: `params`, `optimizer` (absent in merged or imported models) and
 `meta`, a JSON object with the step, the row counter, the tokens seen and the whole config; and with SHA256SUMS, against
 which every file is checked before anything is read.
+
+In a job of several processes `open_manager`, `save`, `finish`, `restore` and `restore_for_phase` are for all of them
+together. All else is local: what one process does alone.
 """
 
 import asyncio
@@ -18,31 +21,32 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mmbert_jax import run_lock
 from mmbert_jax.checksums import announce_sums, damage, write_sums
 from mmbert_jax.errors import UserError
-from mmbert_jax.parallel.processes import once
-from mmbert_jax.run import AWAITING_SUMS, checkpoints, complete_steps, locate, run_folder
+from mmbert_jax.parallel.processes import together
+from mmbert_jax.run import AWAITING_SUMS, checkpoint, checkpoints, complete_steps, locate
 
 Meta = dict[str, Any]
 Tree = dict[str, Any]
 
 
+def clear(run: Path) -> None:
+    """Removes what a killed save left behind."""
+    for leftover in _partial_saves(checkpoints(run)):
+        print(f"removing {leftover}: a save that was killed before it was complete", flush=True)
+        shutil.rmtree(leftover)
+
+
 def open_manager(run: Path, keep: int) -> ocp.CheckpointManager:
-    """Opens a run's checkpoints, first clearing what a killed save left behind."""
-    folder = checkpoints(run.absolute())
-
-    def clear() -> None:
-        for leftover in _partial_saves(folder):
-            print(f"removing {leftover}: a save that was killed before it was complete", flush=True)
-            shutil.rmtree(leftover)
-
-    once(clear)
+    """Opens a run's checkpoints, of which `clear` has been called before."""
+    together("opening the checkpoints")
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         enable_async_checkpointing=True,
         temporary_path_class=_SummedCheckpoint,
     )
-    return ocp.CheckpointManager(folder, options=options)
+    return ocp.CheckpointManager(checkpoints(run.absolute()), options=options)
 
 
 def _partial_saves(folder: Path) -> list[Path]:
@@ -63,6 +67,7 @@ class _SummedCheckpoint(ocp.path.atomicity.AtomicRenameTemporaryPath):
         folder = Path(self.get_final())
         if not folder.name.isdigit():  # one of a checkpoint's items
             return await super().finalize()
+        await asyncio.to_thread(run_lock.check)
         await asyncio.to_thread(announce_sums, Path(self.get()))
         await super().finalize()
         await asyncio.to_thread(write_sums, folder)
@@ -70,6 +75,7 @@ class _SummedCheckpoint(ocp.path.atomicity.AtomicRenameTemporaryPath):
 
 def save(manager: ocp.CheckpointManager, step: int, state: Tree, meta: Meta) -> None:
     """Starts saving; returns as soon as the arrays are copied out. The next save waits for this one."""
+    together("saving a checkpoint")
     args = ocp.args.Composite(
         **{name: ocp.args.StandardSave(tree) for name, tree in state.items()},
         meta=ocp.args.JsonSave(meta),
@@ -91,6 +97,7 @@ def check_save(manager: ocp.CheckpointManager) -> None:
 
 def finish(manager: ocp.CheckpointManager) -> None:
     """Waits for the last save and closes the manager; UserError if the save fails."""
+    together("finishing a save")
     with _saying_where(manager):
         manager.wait_until_finished()
     manager.close()
@@ -111,34 +118,29 @@ def _saying_where(manager: ocp.CheckpointManager) -> Iterator[None]:
         ) from error
 
 
-def restore_latest(manager: ocp.CheckpointManager, abstract: Tree) -> tuple[Tree, Meta] | None:
-    """The newest undamaged checkpoint of a run, laid out as `abstract` says; None where there is none.
+def newest_intact(run: Path) -> int | None:
+    """The step of a run's newest undamaged checkpoint; None where there is none.
 
-    A damaged one is named and set aside, and the one before it is used.
+    A damaged one is named and set aside, and the one before it is tried.
 
     Raises:
       UserError: there are checkpoints, and all of them are damaged.
     """
-    steps = complete_steps(run_folder(Path(manager.directory) / "0"))
-    newest = once(lambda: next((step for step in steps if _intact(manager, step)), -1))
-    manager.reload()  # those set aside are no longer there
-    if newest >= 0:
-        folder = Path(manager.directory) / str(newest)
-        return _restore(folder, abstract), _read_meta(folder)
-    if steps:
+    steps = complete_steps(run)
+    newest = next((step for step in steps if _intact(checkpoint(run, step))), None)
+    if newest is None and steps:
         raise UserError(
-            f"{manager.directory}: all checkpoints, {steps}, are damaged; they are kept there as damaged-STEP."
+            f"{checkpoints(run)}: all checkpoints, {steps}, are damaged; they are kept there as damaged-STEP."
             " Start in another folder, or put a copy of one of them in its place"
         )
-    return None
+    return newest
 
 
-def _intact(manager: ocp.CheckpointManager, step: int) -> bool:
+def _intact(folder: Path) -> bool:
     """Checks a checkpoint's sums; names one that is damaged and sets it aside."""
-    folder = Path(manager.directory) / str(step)
     found = damage(folder)
     if found:
-        aside = folder.with_name(f"damaged-{step}")
+        aside = folder.with_name(f"damaged-{folder.name}")
         if aside.exists():
             shutil.rmtree(aside)
         folder.rename(aside)
@@ -147,6 +149,11 @@ def _intact(manager: ocp.CheckpointManager, step: int) -> bool:
             flush=True,
         )
     return not found
+
+
+def restore(folder: Path, abstract: Tree) -> tuple[Tree, Meta]:
+    """A checkpoint that was found undamaged, laid out as `abstract` says."""
+    return _restore(folder.absolute(), abstract), _read_meta(folder)
 
 
 def check_fits(path: str | Path, params: Tree) -> Meta:
@@ -164,14 +171,13 @@ def check_fits(path: str | Path, params: Tree) -> Meta:
 def restore_for_phase(path: str | Path, abstract: Tree) -> tuple[Tree, Meta]:
     """What a new phase starts from: parameters, and the optimiser's state where the checkpoint has one.
 
-    Raises:
-      UserError: there is no checkpoint, or it is damaged.
+    Args:
+      path: see `restore_params`; a checkpoint of which `check_fits` had nothing to say.
     """
     folder = locate(path)
-    _check_sums(folder)
-    return _restore(
+    return restore(
         folder, {name: tree for name, tree in abstract.items() if (folder / name).is_dir()}
-    ), _read_meta(folder)
+    )
 
 
 def restore_params(path: str | Path) -> tuple[Tree, Meta]:
@@ -185,12 +191,11 @@ def restore_params(path: str | Path) -> tuple[Tree, Meta]:
     """
     folder = locate(path)
     _check_sums(folder)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), _stored(folder)
-    )
-    params = _restore(folder, {"params": shapes})["params"]
-    return jax.tree.map(np.asarray, params), _read_meta(folder)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _stored(folder))
+    how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+    args = ocp.args.PyTreeRestore(item=shapes, restore_args=how)
+    params = ocp.PyTreeCheckpointHandler().restore(folder / "params", args=args)
+    return params, _read_meta(folder)
 
 
 def open_params(
@@ -244,12 +249,13 @@ def _stored(folder: Path) -> Tree:
 
 
 def _restore(folder: Path, abstract: Tree) -> Tree:
+    together("restoring a checkpoint")
     with ocp.StandardCheckpointer() as checkpointer:
         return {name: checkpointer.restore(folder / name, tree) for name, tree in abstract.items()}
 
 
 def _check_sums(folder: Path) -> None:
-    if found := once(lambda: damage(folder)):
+    if found := damage(folder):
         raise UserError(
             f"checkpoint {folder} is damaged: {found}. Copy it again, or name another one"
         )

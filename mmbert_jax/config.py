@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import write_text
-from mmbert_jax.run import CONFIG
+from mmbert_jax.run import CONFIG, is_free
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +100,8 @@ FIELDS = {
     # A step with a loss or gradient that is not finite changes nothing. After this many in a row the run goes back to
     # the checkpoint before them and on behind their rows.
     "train.max_skipped_steps": _positive,
+    # A run of which a step takes longer than this ends, to be started again: a process or its device hangs.
+    "train.stall_minutes": _above_zero,
     "optimizer.peak_lr": _above_zero,
     # Fully decoupled: what a weight loses in a step at the peak learning rate.
     "optimizer.weight_decay": _not_negative,
@@ -118,6 +120,8 @@ FIELDS = {
     "checkpoint.every_minutes": _not_negative,
     # Checkpoints that are kept, the newest ones.
     "checkpoint.keep": _positive,
+    # A run that waits for longer than this for a save or for what it restores ends, to be started again.
+    "checkpoint.stall_minutes": _above_zero,
     # Steps between evaluations on held-out rows; 0 evaluates at the end only.
     "eval.every_steps": _count,
     # The same in every phase, so that losses of different phases can be compared.
@@ -173,6 +177,7 @@ FREE_ON_RESUME = (
     "data.prefetch",
     "data.stall_minutes",
     "train.max_skipped_steps",
+    "train.stall_minutes",
 )
 
 
@@ -184,7 +189,7 @@ def check_run(config: ConfigDict, run: Path) -> None:
     """
     path = run / CONFIG
     if not path.exists():
-        if run.exists() and any(run.iterdir()):
+        if not is_free(run):
             raise UserError(
                 f"{run} is not empty and is no run folder (it has no config.json): choose another --workdir"
             )

@@ -8,6 +8,7 @@ from the newest checkpoint in the run folder and repeats, bit for bit, what an u
 job of several processes, each of them runs this command; launch/ has ways to start them.
 """
 
+import contextlib
 import errno
 import os
 import sys
@@ -22,10 +23,10 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
-from mmbert_jax import checkpoint
+from mmbert_jax import checkpoint, run_lock
 from mmbert_jax.batches import read_batches
 from mmbert_jax.checks import check_start, check_tokenizer
-from mmbert_jax.config import claim_run, validate
+from mmbert_jax.config import check_run, claim_run, validate
 from mmbert_jax.data.mixture import describe
 from mmbert_jax.data.pipeline import PhaseData, first_rows, open_data
 from mmbert_jax.dry_run import dry_run
@@ -45,9 +46,10 @@ from mmbert_jax.parallel.sharding import local_rows
 from mmbert_jax.profile import StepTrace, parse_steps
 from mmbert_jax.rollback import next_row, read_stretches, roll_back, skip_bad_stretch
 from mmbert_jax.run import checkpoint as checkpoint_folder
-from mmbert_jax.run import checkpoints
+from mmbert_jax.run import complete_steps
 from mmbert_jax.step import State, abstract_state, compile_train_step, init_state, phase_seed
 from mmbert_jax.step_log import Record, SkippedSteps, StepLog, read
+from mmbert_jax.watchdog import deadline
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/phase1.py or configs/phase1.py:small."
@@ -75,10 +77,20 @@ _PROCESSES = flags.DEFINE_integer(
 )
 _PROCESS = flags.DEFINE_integer("process_id", os.environ.get("JAX_PROCESS_ID"), "From 0.")
 _HEARTBEAT = flags.DEFINE_integer(
-    "heartbeat_seconds", 60, "A process that is silent for so long counts as dead: the job ends."
+    "heartbeat_seconds", 30, "A process that is silent for so long counts as dead: the job ends."
+)
+_INITIALIZATION = flags.DEFINE_integer(
+    "initialization_seconds", 300, "Longest wait until all processes have joined the job."
+)
+_SHUTDOWN = flags.DEFINE_integer(
+    "shutdown_seconds", 120, "Longest wait of a process that is done for the others to be done."
+)
+_ANSWER = flags.DEFINE_integer(
+    "answer_seconds", 600, "Longest wait for another process where all decide something together."
 )
 
 
+@run_lock.released_at_end()
 def train(
     config: ConfigDict,
     workdir: Path,
@@ -110,21 +122,30 @@ def train(
     say(describe_mesh(config, mesh))
 
     # --- data: every row of the phase is known by its number ---
-    data = everywhere(lambda: open_data(config.data, rows, phase_seed(config)))
+    data = everywhere(
+        lambda: open_data(config.data, rows, phase_seed(config)), "opening the corpus"
+    )
     say(describe(data.mixture))
     check_tokenizer(config, data)
     seconds_of_a_token = time_at_peak(config, mesh, data)
 
     # --- state: resumed, or started from another run's checkpoint, or from scratch ---
     abstract = abstract_state(config, mesh)
-    if config.init_from and not once(lambda: checkpoints(workdir).is_dir()):
-        everywhere(lambda: check_start(config, data, abstract))
-    once(lambda: claim_run(config, workdir))
+    once(lambda: check_run(config, workdir), "looking at the run folder")
+    if config.init_from and not once(lambda: complete_steps(workdir), "looking for checkpoints"):
+        everywhere(lambda: check_start(config, data, abstract), "reading config.init_from")
+    nonce = once(lambda: run_lock.take(workdir), "taking the run folder")
+    everywhere(lambda: run_lock.see(workdir, nonce), "looking for the run folder")
+    once(lambda: claim_run(config, workdir), "writing the run's config")
     if rollback:
         say(once(lambda: roll_back(workdir, *rollback, train_config.microbatch_rows, rows)))
-    stretches = once(lambda: read_stretches(workdir))
-    manager = checkpoint.open_manager(workdir, config.checkpoint.keep)
-    state, start = restore_or_start(config, mesh, manager, abstract)
+    stretches = once(lambda: read_stretches(workdir), "reading skipped rows")
+    once(lambda: checkpoint.clear(workdir), "clearing what a killed save left")
+    newest = once(lambda: checkpoint.newest_intact(workdir), "checking the newest checkpoint")
+    resumed = None if newest is None else checkpoint_folder(workdir, newest)
+    with saves_in_time(config, "restoring a checkpoint"):
+        manager = checkpoint.open_manager(workdir, config.checkpoint.keep)
+        state, start = restore_or_start(config, mesh, resumed, abstract)
     step, row = start["step"], next_row(start["row"], stretches)
     parameters = parameter_overview.count_parameters(state["params"])
     say(
@@ -164,7 +185,9 @@ def train(
         """Waits for a step, logs it, and goes back to a checkpoint when too many have had no finite gradient."""
         if record is None:
             return
-        record = read(record)
+        with step_in_time(config):
+            record = read(record)
+        run_lock.check()
         if record["skipped"]:
             say(f"step {record['step']} had no finite gradient and changed nothing")
         if skipped.see(record):
@@ -177,7 +200,9 @@ def train(
 
     def close(step: int) -> None:
         """Waits for the last save and ends what is written into the run folder."""
-        checkpoint.finish(manager)
+        with saves_in_time(config, "finishing a save"):
+            checkpoint.finish(manager)
+        run_lock.check()
         trace.close()
         clock.book("checkpoint")
         clock.record(step)
@@ -197,7 +222,10 @@ def train(
         clock.book("step" if busy else "data_wait")
         rate = learning_rate(config.optimizer, row * row_length, tokens)
         trace.before(step + 1, state)
-        state, metrics = train_step(state, batch, np.int32(count), np.uint32(row), np.float32(rate))
+        with step_in_time(config):
+            state, metrics = train_step(
+                state, batch, np.int32(count), np.uint32(row), np.float32(rate)
+            )
         trace.after(step + 1, state)
         row = next_row(row + count * train_config.microbatch_rows, stretches)
         step += 1
@@ -219,6 +247,7 @@ def train(
         if evaluating:
             results = held_out(state["params"])
             groups = by_group(results, config.eval.groups)
+            run_lock.check()
             if writer:
                 place = {"step": step, "tokens": row * row_length}
                 writer.write({**place, "held_out": results, "held_out_groups": groups})
@@ -230,7 +259,8 @@ def train(
             meta = describe_checkpoint(config, data, step, row, start["history"], groups)
             meta |= {"skipped_in_a_row": skipped.in_a_row, "skipped_rows": stretches}
             saved_at = time.monotonic()
-            checkpoint.save(manager, step, state, meta)
+            with saves_in_time(config, "saving a checkpoint"):
+                checkpoint.save(manager, step, state, meta)
             clock.book("checkpoint")
             clock.record(step)
 
@@ -280,18 +310,35 @@ def is_multiple(step: int, every: int) -> bool:
     return bool(every) and step % every == 0
 
 
+def step_in_time(config: ConfigDict) -> contextlib.AbstractContextManager:
+    """Ends the program when a step is not done in time: another process, or a device, does not answer."""
+    return in_time("a step", config.train.stall_minutes, "config.train.stall_minutes")
+
+
+def saves_in_time(config: ConfigDict, what: str) -> contextlib.AbstractContextManager:
+    """Ends the program when a save or what is to be read is not done in time."""
+    return in_time(what, config.checkpoint.stall_minutes, "config.checkpoint.stall_minutes")
+
+
+def in_time(what: str, minutes: float, field: str) -> contextlib.AbstractContextManager:
+    message = (
+        f"{what} took longer than {minutes:g} minutes ({field}): a process, its device or its disk does not answer. The"
+        " same command, run again, goes on from the newest checkpoint"
+    )
+    return deadline(60 * minutes, message, processes.RESTART)
+
+
 def restore_or_start(
-    config: ConfigDict, mesh: Mesh, manager: Any, abstract: State
+    config: ConfigDict, mesh: Mesh, resumed: Path | None, abstract: State
 ) -> tuple[State, dict[str, Any]]:
     """The state to go on from, and where it stands: `step`, `row`, `skipped_in_a_row` and `history`, the phases before.
 
-    1. The run folder has a checkpoint: resume it, moments, step, row counter and all.
+    1. The run folder has a checkpoint, `resumed`: its moments, step, row counter and all.
     2. `config.init_from` names a checkpoint: its parameters, and its moments where it has them, at row 0 of this phase.
     3. Neither: initialise from the seed.
     """
-    resumed = checkpoint.restore_latest(manager, abstract)
     if resumed:
-        state, meta = resumed
+        state, meta = checkpoint.restore(resumed, abstract)
         say(f"resuming at step {meta['step']}, row {meta['row']}")
         return state, {"skipped_in_a_row": 0, **meta}
     new = {"step": 0, "row": 0, "skipped_in_a_row": 0, "history": []}
@@ -330,6 +377,23 @@ def say(text: str) -> None:
 
 
 def main(argv: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
+    # Before anything can be wrong: what is wrong in one process ends the others, too.
+    processes.join(
+        _COORDINATOR.value,
+        _PROCESSES.value,
+        _PROCESS.value,
+        heartbeat_seconds=_HEARTBEAT.value,
+        initialization_seconds=_INITIALIZATION.value,
+        shutdown_seconds=_SHUTDOWN.value,
+        answer_seconds=_ANSWER.value,
+    )
+    with processes.ending_together():
+        run(argv)
+
+
+def run(argv: list[str]) -> None:
+    """Does what the command line says."""
     if len(argv) > 1:
         raise UserError(
             f"unexpected argument {argv[1]!r}: fields of the config are given as --config.x.y=value"
@@ -339,26 +403,22 @@ def main(argv: list[str]) -> None:
     if _ROLLBACK.value is None and _SKIP_ROWS.value:
         raise UserError("--skip_rows needs --rollback_to_step, which says where to skip them")
     rollback = None if _ROLLBACK.value is None else (_ROLLBACK.value, _SKIP_ROWS.value)
-    logging.set_verbosity(logging.WARNING)
-    place = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    processes.join(*place, heartbeat_seconds=_HEARTBEAT.value)
-    with processes.ending_together():
-        if _DRY_RUN.value:
-            sys.exit(0 if dry_run(_CONFIG.value, Path(_WORKDIR.value)) else 1)
-        try:
-            train(
-                _CONFIG.value,
-                Path(_WORKDIR.value),
-                rollback,
-                began=process_start(),
-                profile_steps=parse_steps(_PROFILE_STEPS.value),
-            )
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise UserError(
-                f"writing to {_WORKDIR.value} failed: {error.strerror}. Make room, then run the same command again"
-            ) from error
+    if _DRY_RUN.value:
+        sys.exit(0 if dry_run(_CONFIG.value, Path(_WORKDIR.value)) else 1)
+    try:
+        train(
+            _CONFIG.value,
+            Path(_WORKDIR.value),
+            rollback,
+            began=process_start(),
+            profile_steps=parse_steps(_PROFILE_STEPS.value),
+        )
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"writing to {_WORKDIR.value} failed: {error.strerror}. Make room, then run the same command again"
+        ) from error
 
 
 def parse_flags(argv: list[str]) -> list[str]:

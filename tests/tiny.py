@@ -44,6 +44,7 @@ def tiny_config(**overrides) -> ConfigDict:
                 "batch_warmup_tokens": 64 * 8 * 4,
                 "loss_chunk": 128,
                 "max_skipped_steps": 10,
+                "stall_minutes": 5.0,
             },
             "optimizer": {
                 "peak_lr": 2e-3,
@@ -56,7 +57,7 @@ def tiny_config(**overrides) -> ConfigDict:
                 "final_lr_fraction": 1.0,
             },
             "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
-            "checkpoint": {"every_steps": 4, "every_minutes": 0.0, "keep": 3},
+            "checkpoint": {"every_steps": 4, "every_minutes": 0.0, "keep": 3, "stall_minutes": 5.0},
             "eval": {
                 "every_steps": 0,
                 "mask_ratio": 0.15,

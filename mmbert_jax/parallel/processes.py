@@ -396,7 +396,9 @@ def _watch(job: _Job) -> None:
 def _look(job: _Job, key: str) -> str | None:
     try:
         return job.client.key_value_try_get(key)
-    except jax.errors.JaxRuntimeError:  # not there; where the service has gone, jax ends this process
+    except (
+        jax.errors.JaxRuntimeError
+    ):  # not there; where the service has gone, jax ends this process
         return None
 
 

@@ -63,6 +63,7 @@ def published(size: str) -> ConfigDict:
                 # Ours: a sixteenth of the vocabulary at a time.
                 "loss_chunk": 16_000,
                 "max_skipped_steps": 10,
+                "stall_minutes": 30.0,
             },
             "optimizer": {
                 "peak_lr": 8e-4,
@@ -76,7 +77,12 @@ def published(size: str) -> ConfigDict:
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             # Ours, about once an hour on 8 GPUs, like the evaluation.
-            "checkpoint": {"every_steps": 0, "every_minutes": 0.0, "keep": 3},
+            "checkpoint": {
+                "every_steps": 0,
+                "every_minutes": 0.0,
+                "keep": 3,
+                "stall_minutes": 60.0,
+            },
             "eval": {
                 "every_steps": 0,
                 "mask_ratio": 0.15,
