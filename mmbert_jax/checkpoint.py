@@ -24,7 +24,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mmbert_jax import run_lock
 from mmbert_jax.checksums import announce_sums, damage, write_sums
 from mmbert_jax.errors import UserError
-from mmbert_jax.parallel.processes import together
+from mmbert_jax.parallel.processes import peer_is_lost, together
 from mmbert_jax.run import AWAITING_SUMS, checkpoint, checkpoints, complete_steps, locate
 
 Meta = dict[str, Any]
@@ -108,9 +108,9 @@ def _saying_where(manager: ocp.CheckpointManager) -> Iterator[None]:
     """Turns what orbax and tensorstore raise when they cannot write, of several types, into a UserError."""
     try:
         yield
-    except jax.errors.JaxRuntimeError:  # another process has gone
-        raise
     except Exception as error:
+        if peer_is_lost(error):
+            raise
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise UserError(
             f"saving to {manager.directory} failed: {reason}. Checkpoints that were complete are as they were; see to"

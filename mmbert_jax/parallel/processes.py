@@ -272,6 +272,16 @@ def watch_for_stop() -> Callable[[int], bool]:
     return lambda step: bool(asked)
 
 
+def peer_is_lost(error: BaseException) -> bool:
+    """Whether an error looks like that of an operation for which another process was missing."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        # Of jax's own errors these say that a program or its use of memory is at fault.
+        own = ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED")
+        return not str(error).startswith(own)
+    # Some of what XLA reports becomes a ValueError.
+    return isinstance(error, ValueError) and any(name in str(error) for name in ("Gloo ", "NCCL "))
+
+
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
     """Ends the whole job on an error of one of its processes, instead of waiting there for the others to leave."""
@@ -282,10 +292,11 @@ def ending_together() -> Iterator[None]:
     except BaseException as error:
         if _job is None:
             raise
-        if _peer_is_lost(error):
-            # One that ended by itself has said so before its connections broke.
-            if failure := _failure(_READ_SECONDS):
-                _end_as_told(failure)
+        # One that ended by itself has said so before its connections broke, and that may show as any error here.
+        lost = peer_is_lost(error)
+        if failure := _failure(_READ_SECONDS if lost else 0):
+            _end_as_told(failure)
+        if lost:
             end(_LOST, RESTART)
         if isinstance(error, NoAnswer):
             end(str(error), RESTART)
@@ -423,12 +434,6 @@ def _say_why_jax_aborts(job: _Job) -> None:
 
 
 _handlers: list[Any] = []  # kept alive
-
-
-def _peer_is_lost(error: BaseException) -> bool:
-    # Of jax's own errors these say that a program or its use of memory is at fault.
-    own = ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED")
-    return isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(own)
 
 
 def _explain(error: BaseException) -> str | None:
