@@ -11,7 +11,9 @@ together. All else is local: what one process does alone.
 import asyncio
 import contextlib
 import json
+import math
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mmbert_jax import run_lock
 from mmbert_jax.checksums import announce_sums, damage, write_sums
 from mmbert_jax.errors import UserError
-from mmbert_jax.parallel.processes import peer_is_lost, together
+from mmbert_jax.parallel.processes import fail, peer_is_lost, together
 from mmbert_jax.run import AWAITING_SUMS, checkpoint, checkpoints, complete_steps, locate
 
 Meta = dict[str, Any]
@@ -38,15 +40,39 @@ def clear(run: Path) -> None:
         shutil.rmtree(leftover)
 
 
-def open_manager(run: Path, keep: int) -> ocp.CheckpointManager:
-    """Opens a run's checkpoints, of which `clear` has been called before."""
+def open_manager(run: Path, keep: int, timeout_seconds: float = 3600) -> ocp.CheckpointManager:
+    """Opens a run's checkpoints, after `clear`.
+
+    Args:
+      timeout_seconds: that the parts of a save, which are written by several processes, wait for each other.
+    """
     together("opening the checkpoints")
+    folder = checkpoints(run.absolute())
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         enable_async_checkpointing=True,
+        async_options=ocp.AsyncOptions(
+            timeout_secs=math.ceil(timeout_seconds), barrier_sync_fn=_barrier(folder)
+        ),
         temporary_path_class=_SummedCheckpoint,
     )
-    return ocp.CheckpointManager(checkpoints(run.absolute()), options=options)
+    return ocp.CheckpointManager(folder, options=options)
+
+
+def _barrier(folder: Path) -> ocp.multihost.BarrierSyncFn:
+    """Where orbax's threads wait for those of the other processes.
+
+    A save that fails in one process comes here, too, with its error on the way: orbax raises it when all have come, but
+    the others wait until all have written their parts. So the error ends the job here.
+    """
+    wait = ocp.multihost.get_barrier_sync_fn()
+
+    def wait_or_fail(*, key: str, timeout_ms: int) -> None:
+        if jax.process_count() > 1 and isinstance(error := sys.exception(), Exception):
+            fail(error if peer_is_lost(error) else _failed(folder, error))
+        wait(key=key, timeout_ms=timeout_ms)
+
+    return wait_or_fail
 
 
 def _partial_saves(folder: Path) -> list[Path]:
@@ -111,11 +137,15 @@ def _saying_where(manager: ocp.CheckpointManager) -> Iterator[None]:
     except Exception as error:
         if peer_is_lost(error):
             raise
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise UserError(
-            f"saving to {manager.directory} failed: {reason}. Checkpoints that were complete are as they were; see to"
-            " the disk, then run the same command again"
-        ) from error
+        raise _failed(manager.directory, error) from error
+
+
+def _failed(folder: Path, error: Exception) -> UserError:
+    reason = (str(error).strip() or repr(error)).splitlines()[0]
+    return UserError(
+        f"saving to {folder} failed: {reason}. Checkpoints that were complete are as they were; see to the disk, then"
+        " run the same command again"
+    )
 
 
 def newest_intact(run: Path) -> int | None:

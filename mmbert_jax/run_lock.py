@@ -118,13 +118,13 @@ def holder(run: Path) -> str | None:
     return _describe(lock) if lock and _is_alive(run, lock) else None
 
 
-def see(run: Path, nonce: str, seconds: float = SIGHT_SECONDS) -> None:
+def see(run: Path, nonce: str, seconds: float | None = None) -> None:
     """Checks that `run` is the folder that was locked with `nonce`, seen from another process of the job.
 
     Raises:
       UserError: it is another folder, or what is written there is not seen here.
     """
-    until = time.monotonic() + seconds
+    until = time.monotonic() + (SIGHT_SECONDS if seconds is None else seconds)
     while _nonce(_read(run)) != nonce:
         if time.monotonic() > until:
             raise UserError(

@@ -144,7 +144,9 @@ def train(
     newest = once(lambda: checkpoint.newest_intact(workdir), "checking the newest checkpoint")
     resumed = None if newest is None else checkpoint_folder(workdir, newest)
     with saves_in_time(config, "restoring a checkpoint"):
-        manager = checkpoint.open_manager(workdir, config.checkpoint.keep)
+        manager = checkpoint.open_manager(
+            workdir, config.checkpoint.keep, timeout_seconds=60 * config.checkpoint.stall_minutes
+        )
         state, start = restore_or_start(config, mesh, resumed, abstract)
     step, row = start["step"], next_row(start["row"], stretches)
     parameters = parameter_overview.count_parameters(state["params"])

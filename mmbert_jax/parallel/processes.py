@@ -274,6 +274,8 @@ def watch_for_stop() -> Callable[[int], bool]:
 
 def peer_is_lost(error: BaseException) -> bool:
     """Whether an error looks like that of an operation for which another process was missing."""
+    if isinstance(error, TimeoutError) and error.__cause__:  # orbax says so in other words
+        error = error.__cause__
     if isinstance(error, jax.errors.JaxRuntimeError):
         # Of jax's own errors these say that a program or its use of memory is at fault.
         own = ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "UNIMPLEMENTED")
@@ -292,18 +294,23 @@ def ending_together() -> Iterator[None]:
     except BaseException as error:
         if _job is None:
             raise
-        # One that ended by itself has said so before its connections broke, and that may show as any error here.
-        lost = peer_is_lost(error)
-        if failure := _failure(_READ_SECONDS if lost else 0):
-            _end_as_told(failure)
-        if lost:
-            end(_LOST, RESTART)
-        if isinstance(error, NoAnswer):
-            end(str(error), RESTART)
-        text = _explain(error)
-        if text is None:
-            traceback.print_exc()
-        end(text or repr(error), 1 if text is None else 2)
+        fail(error)
+
+
+def fail(error: BaseException) -> NoReturn:
+    """Ends this process, one of several, and with it the job, on an error."""
+    # One that ended by itself has said so before its connections broke, and that may show as any error here.
+    lost = peer_is_lost(error)
+    if failure := _failure(_READ_SECONDS if lost else 0):
+        _end_as_told(failure)
+    if lost:
+        end(_LOST, RESTART)
+    if isinstance(error, NoAnswer):
+        end(str(error), RESTART)
+    text = _explain(error)
+    if text is None:
+        traceback.print_exception(error)
+    end(text or repr(error), 1 if text is None else 2)
 
 
 def end(message: str, status: int) -> NoReturn:

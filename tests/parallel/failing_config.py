@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 import mmbert_jax.checkpoint
 import mmbert_jax.data.pipeline
 import mmbert_jax.evaluate.heldout
+import mmbert_jax.run_lock
 import mmbert_jax.step
 from mmbert_jax.errors import UserError
 
@@ -52,4 +53,6 @@ def get_config():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
     elif stage == "evaluation":
         mmbert_jax.evaluate.heldout.held_out_losses = harmed()
+    elif stage == "folders":
+        mmbert_jax.run_lock.SIGHT_SECONDS = 2.0
     return config

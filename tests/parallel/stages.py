@@ -31,16 +31,20 @@ def said(act) -> str:
 
 
 def go_through_stages() -> None:
-    print(said(lambda: once(lambda: [me, "text"], "deciding")))
-    print(said(lambda: once(fails if me == 0 else crashes, "deciding")))
-    print(said(lambda: everywhere(lambda: me, "reading")).replace(f"{me}", "its own"))
+    print("say:", said(lambda: once(lambda: [me, "text"], "deciding")))
+    print("say:", said(lambda: once(fails if me == 0 else crashes, "deciding")))
+    print("say:", said(lambda: everywhere(lambda: me, "reading")).replace(f"{me}", "its own"))
     for process in (0, 1):
-        print(said(lambda: everywhere(fails if me == process else int, "reading")))  # noqa: B023
-    print(said(lambda: everywhere(crashes, "reading")))
+        print("say:", said(lambda: everywhere(fails if me == process else int, "reading")))  # noqa: B023
+    print("say:", said(lambda: everywhere(crashes, "reading")))
     # Inside of one another they would wait for ever in process 0, which alone does what `once` is given.
-    print(said(lambda: once(lambda: everywhere(int), "deciding")))
-    print(said(lambda: everywhere(lambda: once(int), "reading")))
-    print(said(lambda: processes.as_in_first(me == 0)), said(lambda: gather("ab"[me])))
+    print("say:", said(lambda: once(lambda: everywhere(int), "deciding")))
+    print("say:", said(lambda: everywhere(lambda: once(int), "reading")))
+    print(
+        "say:",
+        said(lambda: processes.as_in_first(me == 0)),
+        said(lambda: gather("ab"[me])),
+    )
 
 
 def main() -> None:
