@@ -17,8 +17,9 @@ import threading
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-RESTART = 75  # mmbert_jax.parallel.processes.RESTART; importing jax here would take its devices from the job
+from mmbert_jax.run import complete_steps  # imports no jax, which would take the job's devices
+
+RESTART = 75  # mmbert_jax.parallel.processes.RESTART
 # Seconds that the processes that are left have to say why, when one has ended, before SIGKILL.
 GRACE_SECONDS = 20
 
@@ -111,15 +112,16 @@ def _print_lines(prefix: str, lines) -> None:
         sys.stdout.flush()
 
 
-def newest_checkpoint(train_arguments: list[str]) -> int:
-    """Step of the newest checkpoint in the run folder; -1 where there is none."""
+def run_folder(train_arguments: list[str]) -> Path | None:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--workdir", "-workdir", type=Path)
-    workdir = parser.parse_known_args(train_arguments)[0].workdir
-    if workdir is None:
-        return -1
-    names = (path.name for path in (workdir / "checkpoints").glob("*"))
-    return max((int(name) for name in names if name.isdigit()), default=-1)
+    return parser.parse_known_args(train_arguments)[0].workdir
+
+
+def newest_checkpoint(train_arguments: list[str]) -> int:
+    """Step of the newest complete checkpoint in the run folder; -1 where there is none."""
+    workdir = run_folder(train_arguments)
+    return -1 if workdir is None else max(complete_steps(workdir), default=-1)
 
 
 def main() -> int:

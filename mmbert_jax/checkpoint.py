@@ -3,12 +3,17 @@
 A run folder has `checkpoints/STEP/` with three items: `params`, `optimizer` (absent in merged or imported models) and
 `meta`, a JSON object with the step, the row counter, the tokens seen and the whole config; and with SHA256SUMS, against
 which every file is checked before anything is read.
+
+In a job of several processes `open_manager`, `save`, `finish`, `restore` and `restore_for_phase` are for all of them
+together. All else is local: what one process does alone.
 """
 
 import asyncio
 import contextlib
 import json
+import math
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,37 +23,61 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from mmbert_jax import run_lock
 from mmbert_jax.checksums import announce_sums, damage, write_sums
 from mmbert_jax.errors import UserError
-from mmbert_jax.parallel.processes import once
-from mmbert_jax.run import AWAITING_SUMS, checkpoints, complete_steps, locate, run_folder
+from mmbert_jax.parallel.processes import fail, peer_is_lost, together
+from mmbert_jax.run import AWAITING_SUMS, checkpoint, checkpoints, complete_steps, locate
 
 Meta = dict[str, Any]
 Tree = dict[str, Any]
 
 
-def open_manager(run: Path, keep: int, keep_every: int = 0) -> ocp.CheckpointManager:
-    """Opens a run's checkpoints, first clearing what a killed save left behind.
+def clear(run: Path) -> None:
+    """Removes what a killed save left behind."""
+    for leftover in _partial_saves(checkpoints(run)):
+        print(f"removing {leftover}: a save that was killed before it was complete", flush=True)
+        shutil.rmtree(leftover)
+
+
+def open_manager(
+    run: Path, keep: int, keep_every: int = 0, timeout_seconds: float = 3600
+) -> ocp.CheckpointManager:
+    """Opens a run's checkpoints, after `clear`.
 
     Args:
       keep: how many are kept, the newest ones.
       keep_every: besides, those of steps that are multiples of it, for good; 0: none.
+      timeout_seconds: that the parts of a save, which are written by several processes, wait for each other.
     """
+    together("opening the checkpoints")
     folder = checkpoints(run.absolute())
-
-    def clear() -> None:
-        for leftover in _partial_saves(folder):
-            print(f"removing {leftover}: a save that was killed before it was complete", flush=True)
-            shutil.rmtree(leftover)
-
-    once(clear)
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         keep_period=keep_every or None,
         enable_async_checkpointing=True,
+        async_options=ocp.AsyncOptions(
+            timeout_secs=math.ceil(timeout_seconds), barrier_sync_fn=_barrier(folder)
+        ),
         temporary_path_class=_SummedCheckpoint,
     )
     return ocp.CheckpointManager(folder, options=options)
+
+
+def _barrier(folder: Path) -> ocp.multihost.BarrierSyncFn:
+    """Where orbax's threads wait for those of the other processes.
+
+    A save that fails in one process comes here, too, with its error on the way: orbax raises it when all have come, but
+    the others wait until all have written their parts. So the error ends the job here.
+    """
+    wait = ocp.multihost.get_barrier_sync_fn()
+
+    def wait_or_fail(*, key: str, timeout_ms: int) -> None:
+        if jax.process_count() > 1 and isinstance(error := sys.exception(), Exception):
+            fail(error if peer_is_lost(error) else _failed(folder, error))
+        wait(key=key, timeout_ms=timeout_ms)
+
+    return wait_or_fail
 
 
 def _partial_saves(folder: Path) -> list[Path]:
@@ -69,6 +98,7 @@ class _SummedCheckpoint(ocp.path.atomicity.AtomicRenameTemporaryPath):
         folder = Path(self.get_final())
         if not folder.name.isdigit():  # one of a checkpoint's items
             return await super().finalize()
+        await asyncio.to_thread(run_lock.check)
         await asyncio.to_thread(announce_sums, Path(self.get()))
         await super().finalize()
         await asyncio.to_thread(write_sums, folder)
@@ -76,6 +106,7 @@ class _SummedCheckpoint(ocp.path.atomicity.AtomicRenameTemporaryPath):
 
 def save(manager: ocp.CheckpointManager, step: int, state: Tree, meta: Meta) -> None:
     """Starts saving; returns as soon as the arrays are copied out. The next save waits for this one."""
+    together("saving a checkpoint")
     args = ocp.args.Composite(
         **{name: ocp.args.StandardSave(tree) for name, tree in state.items()},
         meta=ocp.args.JsonSave(meta),
@@ -97,6 +128,7 @@ def check_save(manager: ocp.CheckpointManager) -> None:
 
 def finish(manager: ocp.CheckpointManager) -> None:
     """Waits for the last save and closes the manager; UserError if the save fails."""
+    together("finishing a save")
     with _saying_where(manager):
         manager.wait_until_finished()
     manager.close()
@@ -107,44 +139,43 @@ def _saying_where(manager: ocp.CheckpointManager) -> Iterator[None]:
     """Turns what orbax and tensorstore raise when they cannot write, of several types, into a UserError."""
     try:
         yield
-    except jax.errors.JaxRuntimeError:  # another process has gone
-        raise
     except Exception as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise UserError(
-            f"saving to {manager.directory} failed: {reason}. Checkpoints that were complete are as they were; see to"
-            " the disk, then run the same command again"
-        ) from error
+        if peer_is_lost(error):
+            raise
+        raise _failed(manager.directory, error) from error
 
 
-def restore_latest(manager: ocp.CheckpointManager, abstract: Tree) -> tuple[Tree, Meta] | None:
-    """The newest undamaged checkpoint of a run, laid out as `abstract` says; None where there is none.
+def _failed(folder: Path, error: Exception) -> UserError:
+    reason = (str(error).strip() or repr(error)).splitlines()[0]
+    return UserError(
+        f"saving to {folder} failed: {reason}. Checkpoints that were complete are as they were; see to the disk, then"
+        " run the same command again"
+    )
 
-    A damaged one is named and set aside, and the one before it is used.
+
+def newest_intact(run: Path) -> int | None:
+    """The step of a run's newest undamaged checkpoint; None where there is none.
+
+    A damaged one is named and set aside, and the one before it is tried.
 
     Raises:
       UserError: there are checkpoints, and all of them are damaged.
     """
-    steps = complete_steps(run_folder(Path(manager.directory) / "0"))
-    newest = once(lambda: next((step for step in steps if _intact(manager, step)), -1))
-    manager.reload()  # those set aside are no longer there
-    if newest >= 0:
-        folder = Path(manager.directory) / str(newest)
-        return _restore(folder, abstract), _read_meta(folder)
-    if steps:
+    steps = complete_steps(run)
+    newest = next((step for step in steps if _intact(checkpoint(run, step))), None)
+    if newest is None and steps:
         raise UserError(
-            f"{manager.directory}: all checkpoints, {steps}, are damaged; they are kept there as damaged-STEP."
+            f"{checkpoints(run)}: all checkpoints, {steps}, are damaged; they are kept there as damaged-STEP."
             " Start in another folder, or put a copy of one of them in its place"
         )
-    return None
+    return newest
 
 
-def _intact(manager: ocp.CheckpointManager, step: int) -> bool:
+def _intact(folder: Path) -> bool:
     """Checks a checkpoint's sums; names one that is damaged and sets it aside."""
-    folder = Path(manager.directory) / str(step)
     found = damage(folder)
     if found:
-        aside = folder.with_name(f"damaged-{step}")
+        aside = folder.with_name(f"damaged-{folder.name}")
         if aside.exists():
             shutil.rmtree(aside)
         folder.rename(aside)
@@ -153,6 +184,11 @@ def _intact(manager: ocp.CheckpointManager, step: int) -> bool:
             flush=True,
         )
     return not found
+
+
+def restore(folder: Path, abstract: Tree) -> tuple[Tree, Meta]:
+    """A checkpoint that was found undamaged, laid out as `abstract` says."""
+    return _restore(folder.absolute(), abstract), _read_meta(folder)
 
 
 def check_fits(path: str | Path, params: Tree) -> Meta:
@@ -170,14 +206,13 @@ def check_fits(path: str | Path, params: Tree) -> Meta:
 def restore_for_phase(path: str | Path, abstract: Tree) -> tuple[Tree, Meta]:
     """What a new phase starts from: parameters, and the optimiser's state where the checkpoint has one.
 
-    Raises:
-      UserError: there is no checkpoint, or it is damaged.
+    Args:
+      path: see `restore_params`; a checkpoint of which `check_fits` had nothing to say.
     """
     folder = locate(path)
-    _check_sums(folder)
-    return _restore(
+    return restore(
         folder, {name: tree for name, tree in abstract.items() if (folder / name).is_dir()}
-    ), _read_meta(folder)
+    )
 
 
 def restore_params(path: str | Path) -> tuple[Tree, Meta]:
@@ -191,12 +226,11 @@ def restore_params(path: str | Path) -> tuple[Tree, Meta]:
     """
     folder = locate(path)
     _check_sums(folder)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), _stored(folder)
-    )
-    params = _restore(folder, {"params": shapes})["params"]
-    return jax.tree.map(np.asarray, params), _read_meta(folder)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), _stored(folder))
+    how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+    args = ocp.args.PyTreeRestore(item=shapes, restore_args=how)
+    params = ocp.PyTreeCheckpointHandler().restore(folder / "params", args=args)
+    return params, _read_meta(folder)
 
 
 def open_params(
@@ -250,12 +284,13 @@ def _stored(folder: Path) -> Tree:
 
 
 def _restore(folder: Path, abstract: Tree) -> Tree:
+    together("restoring a checkpoint")
     with ocp.StandardCheckpointer() as checkpointer:
         return {name: checkpointer.restore(folder / name, tree) for name, tree in abstract.items()}
 
 
 def _check_sums(folder: Path) -> None:
-    if found := once(lambda: damage(folder)):
+    if found := damage(folder):
         raise UserError(
             f"checkpoint {folder} is damaged: {found}. Copy it again, or name another one"
         )

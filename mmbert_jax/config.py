@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_dict, config_flags
 
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import write_text
-from mmbert_jax.run import CONFIG, read_config
+from mmbert_jax.run import CONFIG, is_free, read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +127,8 @@ FIELDS = {
     # A step with a loss or gradient that is not finite changes nothing. After this many in a row the run goes back to
     # the checkpoint before them and on behind their rows.
     "train.max_skipped_steps": _positive.or_else(10),
+    # A run of which a step takes longer than this ends, to be started again: a process or its device hangs.
+    "train.stall_minutes": _above_zero.or_else(30.0),
     "optimizer.peak_lr": _above_zero,
     # Fully decoupled: what a weight loses in a step at the peak learning rate.
     "optimizer.weight_decay": _not_negative,
@@ -147,6 +149,8 @@ FIELDS = {
     "checkpoint.keep": _positive.or_else(3),
     # Checkpoints of every so many steps are kept for good, besides those; 0: none. A multiple of every_steps.
     "checkpoint.keep_every_steps": _count.or_else(0),
+    # A run that waits for longer than this for a save or for what it restores ends, to be started again.
+    "checkpoint.stall_minutes": _above_zero.or_else(60.0),
     # Steps between evaluations on held-out rows; 0 evaluates at the end only.
     "eval.every_steps": _count.or_else(0),
     # The same in every phase, so that losses of different phases can be compared.
@@ -277,10 +281,11 @@ FREE_ON_RESUME = (
     "data.stall_minutes",
     "train.microbatch_rows",
     "train.max_skipped_steps",
+    "train.stall_minutes",
 )
 
 
-def is_free(name: str) -> bool:
+def is_free_on_resume(name: str) -> bool:
     """Whether a run may be resumed with another value of a field."""
     return any(
         name == free or (free[-1] == "." and name.startswith(free)) for free in FREE_ON_RESUME
@@ -295,7 +300,7 @@ def decisive_fields(config: ConfigDict) -> dict[str, Any]:
     return {
         name: value
         for name, value in flatten(json.loads(to_json(config)))
-        if not is_free(name)
+        if not is_free_on_resume(name)
         and not (name == "train.tokens" and config.optimizer.schedule == "stable")
     }
 
@@ -314,7 +319,7 @@ def check_run(config: ConfigDict, run: Path) -> list[str]:
     """
     path = run / CONFIG
     if not path.exists():
-        if run.exists() and any(run.iterdir()):
+        if not is_free(run):
             raise UserError(
                 f"{run} is not empty and is no run folder (it has no config.json): choose another --workdir"
             )
@@ -324,7 +329,7 @@ def check_run(config: ConfigDict, run: Path) -> list[str]:
     lines = [f"{path}: config.{name} is no longer a field: left out" for name in sorted(old_names)]
     before, now = (dict(flatten(json.loads(to_json(each)))) for each in (old, config))
     for name in sorted((before.keys() | now.keys()) - old_names):
-        if before.get(name) == now.get(name) or is_free(name):
+        if before.get(name) == now.get(name) or is_free_on_resume(name):
             continue
         if name == "train.tokens" and _may_be_extended(old, config):
             lines.append(

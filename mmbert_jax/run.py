@@ -1,6 +1,6 @@
 """The run folder: where its parts lie, which of its checkpoints are complete, and what a checkpoint argument names.
 
-RUN/config.json  metrics.jsonl  timeline.jsonl  skipped_rows.json  events.*  checkpoints/STEP/
+RUN/config.json  metrics.jsonl  timeline.jsonl  skipped_rows.json  events.*  checkpoints/STEP/  run.lock
 """
 
 import json
@@ -15,6 +15,8 @@ CONFIG, METRICS, TIMELINE, SKIPPED_ROWS = (
     "timeline.jsonl",
     "skipped_rows.json",
 )
+# Who holds the folder, see run_lock.py.
+LOCK = "run.lock"
 _CHECKPOINTS = "checkpoints"
 # The last file of a checkpoint, and what stands there while it is still to be written.
 SUMS, AWAITING_SUMS = "SHA256SUMS", ".SHA256SUMS"
@@ -32,6 +34,11 @@ def checkpoint(run: Path, step: int) -> Path:
 def is_run(path: str | Path) -> bool:
     """Whether a checkpoint argument names a run folder or a checkpoint in one."""
     return checkpoints(run_folder(path)).is_dir()
+
+
+def is_free(run: Path) -> bool:
+    """Whether nothing stands in a folder's way of becoming a run: it is not there, or holds at most a lock."""
+    return not run.exists() or all(LOCK in path.name for path in run.iterdir())
 
 
 def run_folder(path: str | Path) -> Path:

@@ -20,6 +20,7 @@ from mmbert_jax.model.heads import Params, bind, init_params
 from mmbert_jax.model.masking import mask_tokens
 from mmbert_jax.model.row_keys import count_rows, row_keys
 from mmbert_jax.optim.stable_adamw import stable_adamw
+from mmbert_jax.parallel.processes import together
 from mmbert_jax.parallel.sharding import batch_sharding, param_shardings, replicated
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def abstract_state(config: ConfigDict, mesh: Mesh) -> State:
 
 def init_state(config: ConfigDict, mesh: Mesh) -> State:
     """A new state from the config's seed, each device computing its own part."""
+    together("making a new state")
     return jax.jit(lambda: _new_state(config), out_shardings=state_shardings(config, mesh))()
 
 

@@ -8,6 +8,7 @@ uninterrupted run would have done. In a job of several processes, each of them r
 start them.
 """
 
+import contextlib
 import errno
 import os
 import sys
@@ -22,11 +23,11 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mmbert_jax import checkpoint
+from mmbert_jax import checkpoint, run_lock
 from mmbert_jax.agreement import check_agreement, job_account
 from mmbert_jax.batches import open_phase, read_batches
 from mmbert_jax.checks import check_resume, check_start, check_tokenizer
-from mmbert_jax.config import claim_run, complete, read, split_overrides, validate
+from mmbert_jax.config import check_run, claim_run, complete, read, split_overrides, validate
 from mmbert_jax.data.mixture import describe
 from mmbert_jax.data.pipeline import PhaseData, first_rows
 from mmbert_jax.dry_run import dry_run
@@ -49,10 +50,11 @@ from mmbert_jax.profile import StepTrace, parse_steps
 from mmbert_jax.report.runs import step_groups
 from mmbert_jax.rollback import next_row, read_stretches, roll_back, skip_bad_stretch
 from mmbert_jax.run import checkpoint as checkpoint_folder
-from mmbert_jax.run import checkpoints, complete_steps
+from mmbert_jax.run import complete_steps
 from mmbert_jax.step import State, abstract_state, compile_train_step, init_state
 from mmbert_jax.step_log import Record, SkippedSteps, StepLog
 from mmbert_jax.step_log import read as read_record
+from mmbert_jax.watchdog import deadline
 
 _CONFIG = flags.DEFINE_string(
     "config", None, "Config file, e.g. configs/phase1.py or configs/phase1.py:small."
@@ -88,10 +90,20 @@ _PROCESSES = flags.DEFINE_integer(
 )
 _PROCESS = flags.DEFINE_integer("process_id", os.environ.get("JAX_PROCESS_ID"), "From 0.")
 _HEARTBEAT = flags.DEFINE_integer(
-    "heartbeat_seconds", 60, "A process that is silent for so long counts as dead: the job ends."
+    "heartbeat_seconds", 30, "A process that is silent for so long counts as dead: the job ends."
+)
+_INITIALIZATION = flags.DEFINE_integer(
+    "initialization_seconds", 300, "Longest wait until all processes have joined the job."
+)
+_SHUTDOWN = flags.DEFINE_integer(
+    "shutdown_seconds", 120, "Longest wait of a process that is done for the others to be done."
+)
+_ANSWER = flags.DEFINE_integer(
+    "answer_seconds", 600, "Longest wait for another process where all decide something together."
 )
 
 
+@run_lock.released_at_end()
 def train(
     config: ConfigDict,
     workdir: Path,
@@ -128,7 +140,7 @@ def train(
     say(describe_mesh(config, mesh))
 
     # --- data: every row of the phase is known by its number ---
-    data = everywhere(lambda: open_phase(config))
+    data = everywhere(lambda: open_phase(config), "opening the corpus")
     say(describe(data.mixture))
     seen_from, same_data = once(lambda: check_resume(config, data, workdir))
     say(same_data)
@@ -138,16 +150,32 @@ def train(
 
     # --- state: resumed, or started from another run's checkpoint, or from scratch ---
     abstract = abstract_state(config, mesh)
-    if config.init_from and not once(lambda: checkpoints(workdir).is_dir()):
-        everywhere(lambda: check_start(config, data, abstract))
-    for line in once(lambda: claim_run(config, workdir)):
+    for line in once(lambda: check_run(config, workdir), "looking at the run folder"):
         say(line)
+    if config.init_from and not once(lambda: complete_steps(workdir), "looking for checkpoints"):
+        everywhere(lambda: check_start(config, data, abstract), "reading config.init_from")
+    nonce = once(lambda: run_lock.take(workdir), "taking the run folder")
+    everywhere(lambda: run_lock.see(workdir, nonce), "looking for the run folder")
+    once(lambda: claim_run(config, workdir), "writing the run's config")
     if rollback:
-        say(once(lambda: roll_back(workdir, *rollback, train_config.microbatch_rows, rows)))
-    stretches = once(lambda: read_stretches(workdir))
-    kept = config.checkpoint.keep, config.checkpoint.keep_every_steps
-    manager = checkpoint.open_manager(workdir, *kept)
-    state, start = restore_or_start(config, mesh, manager, abstract)
+        say(
+            once(
+                lambda: roll_back(workdir, *rollback, train_config.microbatch_rows, rows),
+                "going back",
+            )
+        )
+    stretches = once(lambda: read_stretches(workdir), "reading skipped rows")
+    once(lambda: checkpoint.clear(workdir), "clearing what a killed save left")
+    newest = once(lambda: checkpoint.newest_intact(workdir), "checking the newest checkpoint")
+    resumed = None if newest is None else checkpoint_folder(workdir, newest)
+    with saves_in_time(config, "restoring a checkpoint"):
+        manager = checkpoint.open_manager(
+            workdir,
+            config.checkpoint.keep,
+            config.checkpoint.keep_every_steps,
+            timeout_seconds=60 * config.checkpoint.stall_minutes,
+        )
+        state, start = restore_or_start(config, mesh, resumed, abstract)
     step, row = start["step"], next_row(start["row"], stretches)
     parameters = parameter_overview.count_parameters(state["params"])
     say(
@@ -187,7 +215,9 @@ def train(
         """Waits for a step, logs it, and goes back to a checkpoint when too many have had no finite gradient."""
         if record is None:
             return
-        record = read_record(record)
+        with step_in_time(config):
+            record = read_record(record)
+        run_lock.check()
         if record["skipped"]:
             say(f"step {record['step']} had no finite gradient and changed nothing")
         if skipped.see(record):
@@ -200,7 +230,9 @@ def train(
 
     def close(step: int) -> None:
         """Waits for the last save and ends what is written into the run folder."""
-        checkpoint.finish(manager)
+        with saves_in_time(config, "finishing a save"):
+            checkpoint.finish(manager)
+        run_lock.check()
         trace.close()
         clock.book("checkpoint")
         clock.record(step)
@@ -220,7 +252,10 @@ def train(
         clock.book("step" if busy else "data_wait")
         rate = learning_rate(config.optimizer, row * row_length, tokens)
         trace.before(step + 1, state)
-        state, metrics = train_step(state, batch, np.int32(count), in_words(row), np.float32(rate))
+        with step_in_time(config):
+            state, metrics = train_step(
+                state, batch, np.int32(count), in_words(row), np.float32(rate)
+            )
         trace.after(step + 1, state)
         row = next_row(row + taken, stretches)
         step += 1
@@ -244,12 +279,15 @@ def train(
             meta = describe_checkpoint(config, data, step, row, start["history"], groups)
             meta |= {"skipped_in_a_row": skipped.in_a_row, "skipped_rows": stretches}
             saved_at = time.monotonic()
-            checkpoint.save(manager, step, state, meta)
+            with saves_in_time(config, "saving a checkpoint"):
+                checkpoint.save(manager, step, state, meta)
             clock.book("checkpoint")
             clock.record(step)
         # After the save, which nothing that goes wrong here can cost.
         if evaluating:
-            groups = record_held_out(config, held_out(state["params"]), writer, step, row)
+            results = held_out(state["params"])
+            run_lock.check()
+            groups = record_held_out(config, results, writer, step, row)
             clock.book("evaluation")
             clock.record(step)
 
@@ -325,19 +363,36 @@ def is_multiple(step: int, every: int) -> bool:
     return bool(every) and step % every == 0
 
 
+def step_in_time(config: ConfigDict) -> contextlib.AbstractContextManager:
+    """Ends the program when a step is not done in time: another process, or a device, does not answer."""
+    return in_time("a step", config.train.stall_minutes, "config.train.stall_minutes")
+
+
+def saves_in_time(config: ConfigDict, what: str) -> contextlib.AbstractContextManager:
+    """Ends the program when a save or what is to be read is not done in time."""
+    return in_time(what, config.checkpoint.stall_minutes, "config.checkpoint.stall_minutes")
+
+
+def in_time(what: str, minutes: float, field: str) -> contextlib.AbstractContextManager:
+    message = (
+        f"{what} took longer than {minutes:g} minutes ({field}): a process, its device or its disk does not answer. The"
+        " same command, run again, goes on from the newest checkpoint"
+    )
+    return deadline(60 * minutes, message, processes.RESTART)
+
+
 def restore_or_start(
-    config: ConfigDict, mesh: Mesh, manager: Any, abstract: State
+    config: ConfigDict, mesh: Mesh, resumed: Path | None, abstract: State
 ) -> tuple[State, dict[str, Any]]:
     """The state to go on from, and where it stands: `step`, `row`, `skipped_in_a_row` and `history`, the phases before.
 
-    1. The run folder has a checkpoint: resume it, moments, step, row counter and all.
+    1. The run folder has a checkpoint, `resumed`: its moments, step, row counter and all.
     2. `config.init_from` names a checkpoint: its parameters, and its moments where it has them and
        `config.init_moments` wants them, at row 0 of this phase.
     3. Neither: initialise from the seed.
     """
-    resumed = checkpoint.restore_latest(manager, abstract)
     if resumed:
-        state, meta = resumed
+        state, meta = checkpoint.restore(resumed, abstract)
         say(f"resuming at step {meta['step']}, row {meta['row']}")
         return state, {"skipped_in_a_row": 0, **meta}
     new = {"step": 0, "row": 0, "skipped_in_a_row": 0, "history": []}
@@ -379,41 +434,59 @@ def say(text: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    if _CONFIG.value is None:
-        raise UserError("--config FILE is required")
-    overrides = argv[1:]
-    config = read(_CONFIG.value, overrides)
-    if _WORKDIR.value:
-        config.workdir = _WORKDIR.value
-    workdir = Path(complete(config).workdir)
+    logging.set_verbosity(logging.WARNING)
     if _NEWEST_STEP.value:
+        _, workdir = config_and_folder(argv[1:])
         print(max(complete_steps(workdir), default=-1))
         return
+    # Before anything can be wrong: what is wrong in one process ends the others, too.
+    processes.join(
+        _COORDINATOR.value,
+        _PROCESSES.value,
+        _PROCESS.value,
+        heartbeat_seconds=_HEARTBEAT.value,
+        initialization_seconds=_INITIALIZATION.value,
+        shutdown_seconds=_SHUTDOWN.value,
+        answer_seconds=_ANSWER.value,
+    )
+    with processes.ending_together():
+        run(argv[1:])
+
+
+def run(overrides: list[str]) -> None:
+    """Does what the command line says."""
+    config, workdir = config_and_folder(overrides)
     if _ROLLBACK.value is None and _SKIP_ROWS.value:
         raise UserError("--skip_rows needs --rollback_to_step, which says where to skip them")
     rollback = None if _ROLLBACK.value is None else (_ROLLBACK.value, _SKIP_ROWS.value)
-    logging.set_verbosity(logging.WARNING)
-    place = (_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    processes.join(*place, heartbeat_seconds=_HEARTBEAT.value)
-    with processes.ending_together():
-        for line in defaults_taken(complete(config), workdir, overrides):
-            say(line)
-        if _DRY_RUN.value:
-            sys.exit(0 if dry_run(config, workdir) else 1)
-        try:
-            train(
-                config,
-                workdir,
-                rollback,
-                began=process_start(),
-                profile_steps=parse_steps(_PROFILE_STEPS.value),
-            )
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise UserError(
-                f"writing to {workdir} failed: {error.strerror}. Make room, then run the same command again"
-            ) from error
+    for line in defaults_taken(complete(config), workdir, overrides):
+        say(line)
+    if _DRY_RUN.value:
+        sys.exit(0 if dry_run(config, workdir) else 1)
+    try:
+        train(
+            config,
+            workdir,
+            rollback,
+            began=process_start(),
+            profile_steps=parse_steps(_PROFILE_STEPS.value),
+        )
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"writing to {workdir} failed: {error.strerror}. Make room, then run the same command again"
+        ) from error
+
+
+def config_and_folder(overrides: list[str]) -> tuple[ConfigDict, Path]:
+    """The config of the command line, its defaults still open, and the run folder."""
+    if _CONFIG.value is None:
+        raise UserError("--config FILE is required")
+    config = read(_CONFIG.value, overrides)
+    if _WORKDIR.value:
+        config.workdir = _WORKDIR.value
+    return config, Path(complete(config).workdir)
 
 
 def defaults_taken(config: ConfigDict, workdir: Path, overrides: list[str]) -> list[str]:

@@ -15,6 +15,7 @@ from mmbert_jax import checkpoint
 from mmbert_jax.errors import UserError
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.run import SUMS
+from mmbert_jax.run import checkpoint as checkpoint_folder
 from mmbert_jax.step import abstract_state, init_state
 
 
@@ -26,6 +27,15 @@ def mesh_of(data, fsdp, tensor):
 
 def assert_equal(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+def resume(folder, abstract):
+    """What training does, in a single process: (state, meta) of the newest intact checkpoint, None without one."""
+    checkpoint.clear(folder)
+    newest = checkpoint.newest_intact(folder)
+    return (
+        None if newest is None else checkpoint.restore(checkpoint_folder(folder, newest), abstract)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +61,7 @@ def run(saved, tmp_path):
 def test_restores_exactly_on_another_mesh(run):
     folder, config, state = run
     abstract = abstract_state(config, mesh_of(2, 2, 2))
-    with checkpoint.open_manager(folder, keep=3) as manager:
-        restored, meta = checkpoint.restore_latest(manager, abstract)
+    restored, meta = resume(folder, abstract)
     assert_equal(restored, state)
     assert meta == {"step": 2, "row": 32, "phase": "tiny"}
     tokens = restored["params"]["embeddings"]["tokens"]
@@ -96,9 +105,9 @@ def test_damage_to_any_file_is_named_and_the_checkpoint_before_is_used(run, tmp_
         harm(copy / "checkpoints" / "2" / file)
         with pytest.raises(UserError, match="is damaged"):
             checkpoint.restore_params(copy)
+        _, meta = resume(copy, abstract)
+        assert meta["step"] == 1
         with checkpoint.open_manager(copy, keep=3) as manager:
-            _, meta = checkpoint.restore_latest(manager, abstract)
-            assert meta["step"] == 1
             assert manager.all_steps() == [1]
         printed = capsys.readouterr().out
         assert "checkpoints/2 is damaged" in printed
@@ -121,9 +130,9 @@ def test_no_undamaged_checkpoint(run):
     folder, config, _ = run
     for step in (1, 2):
         (folder / "checkpoints" / str(step) / SUMS).unlink()
+    with pytest.raises(UserError, match=r"all checkpoints, \[2, 1\], are damaged"):
+        resume(folder, abstract_state(config, mesh_of(1, 1, 1)))
     with checkpoint.open_manager(folder, keep=3) as manager:
-        with pytest.raises(UserError, match=r"all checkpoints, \[2, 1\], are damaged"):
-            checkpoint.restore_latest(manager, abstract_state(config, mesh_of(1, 1, 1)))
         # The run can still be looked at, and its next save is not in the way of what was set aside.
         assert not manager.all_steps()
 
@@ -132,6 +141,7 @@ def test_leftovers_of_a_killed_save_are_cleared(run):
     folder, _, _ = run
     leftover = folder / "checkpoints" / "3.orbax-checkpoint-tmp"
     leftover.mkdir()
+    checkpoint.clear(folder)
     with checkpoint.open_manager(folder, keep=3) as manager:
         assert sorted(manager.all_steps()) == [1, 2]
     assert not leftover.exists()
@@ -158,8 +168,8 @@ with checkpoint.open_manager(Path({str(folder)!r}), keep=3) as manager:
     assert (saved / "3").is_dir()
     with pytest.raises(UserError, match="no (complete )?checkpoint at"):
         checkpoint.restore_params(saved / "3")  # by one that reads while it is written
+    restored = resume(folder, abstract_state(config, mesh_of(1, 1, 1)))
     with checkpoint.open_manager(folder, keep=3) as manager:
-        restored = checkpoint.restore_latest(manager, abstract_state(config, mesh_of(1, 1, 1)))
         assert [str(step) for step in manager.all_steps()] == kept
     assert (restored[1]["step"] if restored else None) == (1 if kept else None)
     assert sorted(path.name for path in saved.iterdir()) == kept

@@ -51,7 +51,7 @@ def test_a_stalled_input_ends_the_run(tmp_path, monkeypatch, capsys, hanging):
     config = tiny_config(data__corpus=str(corpus), data__stall_minutes=0.005)
     data = open_data(config.data, 64, 0)
     hangs, statuses = hanging
-    monkeypatch.setattr("mmbert_jax.train.microbatches", hangs)
+    monkeypatch.setattr("mmbert_jax.batches.microbatches", hangs)
     with pytest.raises(EOFError):
         next(read_batches(config, data, make_mesh({"data": 8, "fsdp": 1, "tensor": 1}), 0, 64))
     assert statuses == [RESTART]

@@ -7,7 +7,7 @@ import argparse
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.processes import RESTART
 from mmbert_jax.parallel.sharding import local_rows, param_shardings, put_rows
 from mmbert_jax.step import make_eval_step
-from mmbert_jax.watchdog import watched
+from mmbert_jax.watchdog import deadline, watched
 
 # language -> {"loss", "accuracy", "targets"}, and with several draws of the masks "standard_error" of the loss
 Results = dict[str, dict[str, float]]
@@ -62,10 +62,30 @@ def evaluate(config: ConfigDict, mesh: Mesh, draws: int = 1) -> Callable[[Any], 
         " does not answer. The same command, run again, goes on from the newest checkpoint"
     )
 
+    hung = (
+        f"a held-out batch took longer than {config.train.stall_minutes:g} minutes (config.train.stall_minutes): a"
+        " process or its device does not answer. The same command, run again, goes on from the newest checkpoint"
+    )
+    running: list[Any] = []
+
+    def step_in_time(*arguments):
+        """The step, when the one before it is done."""
+        wait()
+        running[:] = [eval_step(*arguments)]
+        return running[0]
+
+    def wait() -> None:
+        with deadline(60 * config.train.stall_minutes, hung, RESTART):
+            jax.block_until_ready(running)
+
+    def then_wait(batches: Iterable) -> Iterator:
+        yield from batches
+        wait()
+
     def run(params) -> Results:
         batches = held_out_batches(config.data, rows, config.eval.rows_per_language)
         batches = watched(batches, 60 * minutes, stalled, RESTART)
-        return held_out_losses(eval_step, params, batches, rows, mesh, draws)
+        return held_out_losses(step_in_time, params, then_wait(batches), rows, mesh, draws)
 
     return run
 

@@ -11,6 +11,7 @@ from mmbert_jax.axes import BATCH_AXES, RULES
 from mmbert_jax.errors import UserError
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import Params, abstract_model, param_dict
+from mmbert_jax.parallel.processes import together
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh) -> Params:
@@ -72,6 +73,7 @@ def put_rows(mesh: Mesh, rows: int, batch: Mapping[str, np.ndarray]) -> dict[str
     Args:
       batch: arrays [n, L] or [A, n, L], n = len(local_rows).
     """
+    together("putting rows on the devices")
     mine = local_rows(mesh, rows, "rows")
 
     def put(x: np.ndarray) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,17 +10,23 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from data.tiny_corpus import write_corpus
 from tiny import tiny_config
 
+from mmbert_jax import checkpoint
 from mmbert_jax.batches import MicrobatchRanges
 from mmbert_jax.data.pipeline import microbatches, open_data
 from mmbert_jax.metrics import read_metrics
 from mmbert_jax.optim.schedules import batch_rows, phase_rows, phase_steps
+from mmbert_jax.parallel import processes
+from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.processes import RESTART
-from mmbert_jax.step import phase_seed
+from mmbert_jax.parallel.sharding import put_rows
+from mmbert_jax.run import complete_steps
+from mmbert_jax.step import init_state, phase_seed
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OVERRIDES = {
@@ -165,11 +172,172 @@ def test_any_number_of_processes_trains_alike(start, one_process, tmp_path, proc
     assert_same_run(tmp_path / "run", one_process)
 
 
-def test_what_is_wrong_in_one_process_ends_all(start, tmp_path):
-    (tmp_path / "file").write_text("not a run")
-    output = finish(start(tmp_path, 2, 1), 2)
-    for process in (0, 1):
-        assert f"[{process}] error: {tmp_path} is not empty and is no run folder" in output
+# --- one of two processes fails alone, or does not answer ---
+
+
+def two_processes(words, **variables) -> list[subprocess.Popen]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | job | variables
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return [
+        subprocess.Popen(
+            [sys.executable, *words[index]],
+            cwd=ROOT,
+            env=environment | {"JAX_PROCESS_ID": str(index)},
+            **pipes,
+        )
+        for index in range(2)
+    ]
+
+
+def ends_of(jobs: dict[str, list[subprocess.Popen]]) -> dict[str, list[tuple[int, str]]]:
+    """Of each job (status, output) of its two processes; a job that hangs fails the test and leaves nothing behind."""
+    deadline, ends = time.monotonic() + 240, {}
+    try:
+        for name, processes in jobs.items():
+            for process in processes:
+                output, _ = process.communicate(timeout=max(1, deadline - time.monotonic()))
+                ends.setdefault(name, []).append((process.returncode, output))
+    finally:
+        for process in (p for processes in jobs.values() for p in processes):
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+    return ends
+
+
+def test_what_one_process_decides_or_fails_in_reaches_all():
+    """No devices are needed for it, so no program is compiled. Each way to end is a job of two processes."""
+    script = str(Path(__file__).with_name("stages.py"))
+    endings = ["crashes", "first fails", "killed", "hangs", "told to stop"]
+    ends = ends_of({name: two_processes([[script, name]] * 2) for name in endings})
+
+    for _, output in ends["crashes"]:
+        said = [line for line in output.splitlines() if line.startswith("say: ")]
+        nested = "takes all processes, and stands inside of the stage"
+        assert said[:5] == [
+            "say: returned [0, 'text']",  # what process 0 has decided
+            "say: the fault",
+            "say: returned its own",
+            "say: process 0: the fault",
+            "say: process 1: the fault",
+        ]
+        assert said[5] == "say: process 0: RuntimeError('the crash')"
+        assert all(nested in line for line in said[6:8])
+        assert said[8:] == ["say: returned True returned ['a', 'b']"]
+        assert "error: process 1: RuntimeError('the crash')" in output
+    assert "Traceback" in ends["crashes"][1][1]
+    assert [status for status, _ in ends["crashes"]] == [1, 1]
+    # The service, through which the others hear of it, is in the process that fails.
+    assert all("error: process 0: the fault" in output for _, output in ends["first fails"])
+    assert [status for status, _ in ends["first fails"]] == [2, 2]
+    assert [status for status, _ in ends["killed"]] == [RESTART, -signal.SIGKILL]
+    assert "most likely another one has ended" in ends["killed"][0][1]
+    message = "process 1 did not come to the stage 'reading' within 4 s (--answer_seconds)"
+    assert all(message in output for _, output in ends["hangs"])
+    assert [status for status, _ in ends["hangs"]] == [RESTART] * 2
+    message = "told to stop while waiting for other processes at the stage 'reading'"
+    assert all(message in output for _, output in ends["told to stop"])
+    assert [status for status, _ in ends["told to stop"]] == [RESTART] * 2
+
+
+def test_collectives_inside_of_a_stage_are_refused_in_a_single_process_too(config):
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    for act in (
+        lambda: processes.once(int, "inner"),
+        lambda: processes.everywhere(int, "inner"),
+        lambda: processes.gather(""),
+        lambda: init_state(config, mesh),
+        lambda: put_rows(mesh, 1, {}),
+        lambda: checkpoint.restore(Path("anywhere"), {}),
+        lambda: checkpoint.open_manager(Path("anywhere"), 1),
+    ):
+        for outer in (processes.once, processes.everywhere):
+            with pytest.raises(RuntimeError, match="stands inside of the stage 'outer'"):
+                outer(act, "outer")
+    assert processes.once(lambda: 1) + processes.everywhere(lambda: 1) == 2
+
+
+FAULT = "error: process 1: the injected fault"
+CRASH = "error: process 1: RuntimeError('the injected fault')"
+# What process 1 alone fails in -> the job's exit status, and what both processes say.
+STAGES = {
+    "config": (2, "process 1: config.mask.ratio=-1.0 is not allowed"),
+    "corpus": (2, FAULT),
+    "init_from": (2, "is damaged: the injected fault"),
+    "restore": (1, CRASH),
+    "compile": (1, CRASH),
+    "data": (1, CRASH),
+    "save": (2, "error: process 1: saving to .* failed: .*File too large"),
+    "evaluation": (2, FAULT),
+}
+
+
+@pytest.fixture(scope="module")
+def fail_alone(config, tmp_path_factory):
+    """A function that trains in two processes of which one fails; see failing_config.py."""
+
+    def run(stage, workdirs, **overrides):
+        short = config.copy_and_resolve_references()
+        short.update_from_flattened_dict(
+            {"train.tokens": 64 * 16 * 8, "checkpoint.every_steps": 3, **overrides}
+        )
+        file = tmp_path_factory.mktemp("config") / "config.json"
+        file.write_text(short.to_json())
+        train = ["-m", "mmbert_jax.train", "--config", "tests/parallel/failing_config.py"]
+        words = [[*train, "--workdir", str(workdir)] for workdir in workdirs]
+        return two_processes(words, CONFIG_JSON=str(file), FAIL=stage)
+
+    return run
+
+
+def check_failure(stage, ends):
+    status, message = STAGES[stage]
+    for process_status, output in ends:
+        assert process_status == status, (stage, output)
+        assert re.search(message, output), (stage, output)
+
+
+def test_one_of_two_processes_fails_alone(fail_alone, one_process, tmp_path):
+    """Before there is anything to compile, in the loader's threads, and in a save's."""
+    early = ("config", "corpus", "init_from")
+    jobs = {
+        stage: fail_alone(stage, [tmp_path / stage] * 2, init_from=str(one_process))
+        for stage in early
+    }
+    for stage, ends in ends_of(jobs).items():
+        check_failure(stage, ends)
+        assert not list(tmp_path.glob("*/config.json"))  # nothing was begun
+    for stage in ("data", "save"):
+        check_failure(stage, ends_of({stage: fail_alone(stage, [tmp_path / stage] * 2)})[stage])
+    # The first save has failed, and is none.
+    assert not complete_steps(tmp_path / "save")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["restore", "compile", "evaluation"])
+def test_one_of_two_processes_fails_alone_later(fail_alone, one_process, tmp_path, stage):
+    run = tmp_path / "run"
+    if stage == "restore":
+        shutil.copytree(one_process, run)
+    began = time.monotonic()
+    ends = ends_of({stage: fail_alone(stage, [run] * 2, **{"train.tokens": 64 * 16 * 20})})
+    check_failure(stage, ends[stage])
+    assert time.monotonic() - began < 120
+
+
+def test_processes_that_see_different_folders_are_refused(fail_alone, tmp_path):
+    began = time.monotonic()
+    ends = ends_of({"": fail_alone("folders", [tmp_path / "a", tmp_path / "b"])})[""]
+    assert [status for status, _ in ends] == [2, 2]
+    for _, output in ends:
+        assert f"process 1: {tmp_path / 'b'} on " in output
+        assert "every process of a job must see the same run folder" in output
+    assert not (tmp_path / "b").exists()
+    assert time.monotonic() - began < 60
 
 
 def children(process) -> list[int]:

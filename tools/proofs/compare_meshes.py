@@ -6,20 +6,19 @@ alone. Prints a table, writes JSON, and exits with 1 where a loss differs by mor
 
 import argparse
 import itertools
-import json
-import os
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from mmbert_jax.errors import UserError, run_main
-from mmbert_jax.metrics import read_metrics
+import jobs
 
-ROOT = Path(__file__).resolve().parents[2]
-AXES = ("data", "fsdp", "tensor")
+from mmbert_jax.axes import AXES
+from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.files import write_json
+from mmbert_jax.run import checkpoints
+
 EXAMPLE = """example, with the demo's corpus, 50 steps of a small model:
   python tools/proofs/compare_meshes.py --output runs/meshes -- --config configs/demo.py:phase1 \\
       --config.data.corpus=runs/demo/corpus --config.train.tokens=204800 --config.model.num_layers=3 \\
@@ -50,12 +49,11 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("train", nargs="+", metavar="-- ARGUMENT", help="of mmbert_jax.train")
     args = parser.parse_args()
-    if args.output.exists() and any(args.output.iterdir()):
-        raise UserError(f"{args.output} is not empty: remove it, or choose another --output")
+    jobs.refuse_used_folder(args.output)
     return args
 
 
-def jobs(args: argparse.Namespace) -> list[tuple[int, int, tuple[int, ...]]]:
+def all_jobs(args: argparse.Namespace) -> list[tuple[int, int, tuple[int, ...]]]:
     """(processes, devices of each, mesh shape): one device first."""
     found = [
         (1, devices, shape) for devices in sorted({1, *args.devices}) for shape in shapes(devices)
@@ -86,18 +84,10 @@ def losses(args, processes: int, devices: int, shape: tuple[int, ...]) -> list[d
             ("log_every_steps", 1),
         )
     ]
-    words = [sys.executable, str(ROOT / "launch/local.py"), "--processes", str(processes)]
-    words += ["--devices_per_process", str(devices), "--max_restarts", "0", "--", *args.train]
-    words += ["--workdir", str(workdir), *mesh, *rarely]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
-    log = workdir.with_suffix(".log")
-    with log.open("wb") as file:
-        status = subprocess.call(words, env=environment, stdout=file, stderr=subprocess.STDOUT)
-    if status:
-        raise UserError(f"the run failed: see {log}")
-    records = [record for record in read_metrics(workdir) if "loss" in record]
-    shutil.rmtree(workdir / "checkpoints")
-    return records
+    process = jobs.start([*args.train, *mesh, *rarely], workdir, processes, devices)
+    jobs.wait_for_end(process, workdir)
+    shutil.rmtree(checkpoints(workdir))
+    return jobs.steps(workdir)
 
 
 def main() -> None:
@@ -108,7 +98,7 @@ def main() -> None:
         f"{'largest relative difference':>30}{'seconds':>9}"
     )
     rows, reference = [], None
-    for processes, devices, shape in jobs(args):
+    for processes, devices, shape in all_jobs(args):
         began = time.monotonic()
         records = losses(args, processes, devices, shape)
         reference = reference or records
@@ -136,7 +126,7 @@ def main() -> None:
             flush=True,
         )
     report = {"train": args.train, "tolerance": args.tolerance, "runs": rows}
-    (args.output / "compare_meshes.json").write_text(json.dumps(report, indent=1))
+    write_json(args.output / "compare_meshes.json", report)
     worst = max(row["largest_relative_difference"] for row in rows)
     print(f"{len(rows)} runs, largest relative difference of a loss {worst:.1e}")
     if worst > args.tolerance:

@@ -1,5 +1,8 @@
 """Kills a training run at random moments, starts it again each time, and compares it with a run that was left alone.
 
+With --processes, the run is a job of several processes under launch/local.py, and what is sent to a random one of them,
+at random moments, is SIGKILL or SIGSTOP; a stopped process goes on after a while, or is left for the others to miss.
+
 What must be the same, bit for bit: parameters and optimiser state of the last checkpoint, and loss, accuracy and
 gradient norm of every step. Prints a table, writes OUTPUT/kill_test.json, and exits with 1 where something differs.
 """
@@ -9,17 +12,24 @@ import hashlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from mmbert_jax.errors import UserError, run_main
-from mmbert_jax.metrics import read_metrics
+import jobs
+from jobs import is_saving, last_step
 
-ROOT = Path(__file__).resolve().parents[2]
+from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.files import write_json
+from mmbert_jax.metrics import read_metrics
+from mmbert_jax.run import complete_steps, locate
+
 COMPARED = ("loss", "masked_accuracy", "grad_norm", "learning_rate", "tokens", "skipped")
+# Seconds after which a silent process of a job counts as dead, and that a stopped one is stopped.
+HEARTBEAT, STOPPED = 8, (0.5, 4.0)
 EXAMPLE = """example, with the demo's corpus: all its 240 languages, and batches that grow:
   python tools/proofs/kill_test.py --kills 20 --output runs/kill_test -- --config configs/demo.py:decay_all \\
       --config.data.corpus=runs/demo/corpus --config.checkpoint.every_steps=5 \\
@@ -33,46 +43,46 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=20, metavar="N")
+    parser.add_argument("--kills", type=int, default=20, metavar="N", help="signals (default 20)")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="of a job, each with one CPU device; default: no job",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
     parser.add_argument("--output", type=Path, required=True, help="folder for both runs")
     parser.add_argument("train", nargs="+", metavar="-- ARGUMENT", help="of mmbert_jax.train")
     args = parser.parse_args()
-    if args.output.exists() and any(args.output.iterdir()):
-        raise UserError(f"{args.output} is not empty: remove it, or choose another --output")
+    jobs.refuse_used_folder(args.output)
     return args
 
 
 def start(args: argparse.Namespace, workdir: Path) -> subprocess.Popen:
-    environment = os.environ | {
+    environment = {
         "JAX_COMPILATION_CACHE_DIR": str(args.output / "compilation_cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    words = [sys.executable, "-m", "mmbert_jax.train", *args.train, "--config.log_every_steps=1"]
-    words += ["--workdir", str(workdir)]
-    with (args.output / f"{workdir.name}.log").open("ab") as log:
-        return subprocess.Popen(words, env=environment, stdout=log, stderr=subprocess.STDOUT)
-
-
-def is_saving(workdir: Path) -> bool:
-    """Whether a checkpoint is being written: a folder under a temporary name, or one that has no sums yet."""
-    folder = workdir / "checkpoints"
-    paths = list(folder.iterdir()) if folder.is_dir() else []
-    return any(
-        "tmp" in path.name or (path.name.isdigit() and not (path / "SHA256SUMS").exists())
-        for path in paths
-    )
-
-
-def last_step(workdir: Path) -> int:
-    if not (workdir / "metrics.jsonl").exists():
-        return 0
-    return max((record["step"] for record in read_metrics(workdir)), default=0)
+    train = [*args.train, "--config.log_every_steps=1"]
+    if not args.processes:
+        return jobs.start(train, workdir, **environment)
+    train.append(f"--heartbeat_seconds={HEARTBEAT}")
+    return jobs.start(train, workdir, args.processes, 1, max_restarts=args.kills, **environment)
 
 
 def newest_checkpoint(workdir: Path) -> int:
-    names = [path.name for path in (workdir / "checkpoints").glob("*")]
-    return max((int(name) for name in names if name.isdigit()), default=0)
+    return max(complete_steps(workdir), default=0)
+
+
+def wait_for_the_moment(
+    process: subprocess.Popen, workdir: Path, target: int, in_save: bool
+) -> bool:
+    """Waits for a step, or for the first save after it; False if the run is over before."""
+    while process.poll() is None:
+        if last_step(workdir) >= target and (not in_save or is_saving(workdir)):
+            return True
+        time.sleep(0.002 if in_save else 0.02)
+    return False
 
 
 def kill_in_turn(args: argparse.Namespace, workdir: Path, steps: int) -> list[dict[str, Any]]:
@@ -86,10 +96,7 @@ def kill_in_turn(args: argparse.Namespace, workdir: Path, steps: int) -> list[di
         began, process = time.monotonic(), start(args, workdir)
         while process.poll() is None and is_saving(workdir):
             time.sleep(0.02)  # what the kill before left of its save: the program clears it first
-        while process.poll() is None:
-            if last_step(workdir) >= target and (not in_save or is_saving(workdir)):
-                break
-            time.sleep(0.002 if in_save else 0.02)
+        wait_for_the_moment(process, workdir, target, in_save)
         if not in_save:
             time.sleep(delay)
         saving = is_saving(workdir)
@@ -97,7 +104,7 @@ def kill_in_turn(args: argparse.Namespace, workdir: Path, steps: int) -> list[di
         if process.wait() == 0:
             break  # it was done before the moment came
         if process.returncode != -9:
-            raise UserError(f"the run failed: see {args.output / workdir.name}.log")
+            raise UserError(f"the run failed: see {jobs.log_of(workdir)}")
         kills.append(
             {
                 "after_step": last_step(workdir),
@@ -110,10 +117,53 @@ def kill_in_turn(args: argparse.Namespace, workdir: Path, steps: int) -> list[di
     return kills
 
 
+def signal_in_turn(args: argparse.Namespace, workdir: Path, steps: int) -> list[dict[str, Any]]:
+    """Runs a job to its end, and sends signals to its processes meanwhile, every other one in a save."""
+    rng = random.Random(args.seed)
+    signals = []
+    launcher = start(args, workdir)
+    for number in range(args.kills):
+        target = round(steps * (number + rng.random()) / args.kills)
+        if not wait_for_the_moment(launcher, workdir, target, number % 2 == 1):
+            break  # it was done before the moment came
+        while len(found := children(launcher)) < args.processes and launcher.poll() is None:
+            time.sleep(0.05)
+        began, saving = time.monotonic(), is_saving(workdir)
+        index = rng.randrange(args.processes)
+        how = rng.choice(["killed", "stopped", "left stopped"])
+        os.kill(found[index], signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+        if how == "stopped":
+            time.sleep(rng.uniform(*STOPPED))
+            os.kill(found[index], signal.SIGCONT)
+        else:  # the launcher starts others, which first clear what is left of a save
+            while launcher.poll() is None and set(children(launcher)) & set(found):
+                time.sleep(0.05)
+            while launcher.poll() is None and is_saving(workdir):
+                time.sleep(0.05)
+        signals.append(
+            {
+                "process": index,
+                "how": how,
+                "after_step": last_step(workdir),
+                "newest_checkpoint": newest_checkpoint(workdir),
+                "in_a_save": saving,
+                "seconds": round(time.monotonic() - began, 1),
+            }
+        )
+        print(f"{number + 1}: {signals[-1]}", flush=True)
+    jobs.wait_for_end(launcher, workdir)
+    return signals
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    """Processes that a launcher has started, in the order in which it did."""
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True)
+    return sorted(map(int, listed.stdout.split()))
+
+
 def run_to_end(args: argparse.Namespace, workdir: Path) -> float:
     began = time.monotonic()
-    if start(args, workdir).wait():
-        raise UserError(f"the run failed: see {args.output / workdir.name}.log")
+    jobs.wait_for_end(start(args, workdir), workdir)
     return time.monotonic() - began
 
 
@@ -123,7 +173,7 @@ def digests(workdir: Path) -> dict[str, str]:
     import numpy as np
     import orbax.checkpoint as ocp
 
-    folder = (workdir / "checkpoints" / str(newest_checkpoint(workdir))).absolute()
+    folder = locate(workdir)
     found = {}
     for item in ("params", "optimizer"):
         digest = hashlib.sha256()
@@ -151,17 +201,21 @@ def main() -> None:
     seconds = run_to_end(args, whole)
     steps = last_step(whole)
     print(f"uninterrupted: {steps} steps in {seconds:.0f} s", flush=True)
-    kills = kill_in_turn(args, killed, steps)
-    run_to_end(args, killed)
+    if args.processes:
+        kills = signal_in_turn(args, killed, steps)
+    else:
+        kills = kill_in_turn(args, killed, steps)
+        run_to_end(args, killed)
 
     ours, theirs = digests(killed), digests(whole)
-    print(f"\n{len(kills)} kills, {sum(k['in_a_save'] for k in kills)} of them in a save")
+    print(f"\n{len(kills)} signals, {sum(k['in_a_save'] for k in kills)} of them in a save")
     for name, digest in theirs.items():
         verdict = "equal" if ours[name] == digest else "DIFFERENT"
         print(f"{name:<12}{verdict:<11}{digest[:16]}  {ours[name][:16]}")
     report = {
         "train": args.train,
         "seed": args.seed,
+        "processes": args.processes,
         "steps": steps,
         "uninterrupted_seconds": round(seconds, 1),
         "kills": kills,
@@ -169,7 +223,7 @@ def main() -> None:
         "killed": ours,
         "equal": ours == theirs,
     }
-    (args.output / "kill_test.json").write_text(json.dumps(report, indent=1))
+    write_json(args.output / "kill_test.json", report)
     if ours != theirs:
         sys.exit(1)
 
