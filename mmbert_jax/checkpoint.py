@@ -20,6 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mmbert_jax.checksums import announce_sums, damage, write_sums
 from mmbert_jax.errors import UserError
+from mmbert_jax.files import atomic_folder
 from mmbert_jax.parallel.processes import once
 from mmbert_jax.run import AWAITING_SUMS, checkpoints, complete_steps, locate, run_folder
 
@@ -225,17 +226,15 @@ def read_meta(path: str | Path) -> Meta:
 
 
 def save_params(path: str | Path, params: Tree, meta: Meta) -> None:
-    """Writes a run folder with one checkpoint, at `meta["step"]`, without an optimiser's state.
+    """Writes a run folder with one checkpoint, at `meta["step"]`, without an optimiser's state; whole, or not at all.
 
     Raises:
-      UserError: the folder holds something already.
+      UserError: the folder holds something already, or could not be written.
     """
-    run = Path(path)
-    if run.exists() and any(run.iterdir()):
-        raise UserError(f"{run} is not empty: choose another output folder, or remove it first")
-    with open_manager(run, keep=1) as manager:
+    with atomic_folder(path) as run, open_manager(run, keep=1) as manager:
         save(manager, meta["step"], {"params": params}, meta)
-        manager.wait_until_finished()
+        with _saying_where(manager):
+            manager.wait_until_finished()
 
 
 def _stored(folder: Path) -> Tree:

@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmbert_jax.errors import UserError
-from mmbert_jax.files import write_text
+from mmbert_jax.files import visible, write_text
 from mmbert_jax.run import CONFIG
 
 
@@ -184,7 +184,7 @@ def check_run(config: ConfigDict, run: Path) -> None:
     """
     path = run / CONFIG
     if not path.exists():
-        if run.exists() and any(run.iterdir()):
+        if run.is_dir() and visible(run):
             raise UserError(
                 f"{run} is not empty and is no run folder (it has no config.json): choose another --workdir"
             )

@@ -1,7 +1,26 @@
-"""What bad input ends in: one error class, and one place where a command line reports it."""
+"""What a program ends in that cannot go on: bad input, a full disk, a damaged file; and one place that reports it."""
 
+import errno
+import os
 import sys
 from collections.abc import Callable
+
+# Exit statuses: what the user can mend; as a shell reports a process that SIGINT or SIGPIPE has ended.
+USAGE, INTERRUPTED, READER_HAS_LEFT = 2, 128 + 2, 128 + 13
+
+# Packages whose own exceptions are about files: what is in them, or that they cannot be read or written.
+_ABOUT_FILES = {"orbax", "safetensors", "tensorstore", "tokenizers", "zlib", "zstandard"}
+
+_MAKE_ROOM = "make room, then run the same command again"
+_ELSEWHERE = "see to what may be done there, or choose another place"
+_WAY_OUT = {
+    errno.ENOSPC: _MAKE_ROOM,
+    errno.EDQUOT: _MAKE_ROOM,
+    errno.EROFS: "choose another place",
+    errno.EACCES: _ELSEWHERE,
+    errno.EPERM: _ELSEWHERE,
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
 
 
 class UserError(ValueError):
@@ -9,9 +28,81 @@ class UserError(ValueError):
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Runs a command line's `main`; a `UserError` becomes one line on stderr and exit status 2."""
+    """Runs a command line's `main`.
+
+    What `explain` explains becomes one line on stderr and exit status 2. Ctrl-C, and a reader of standard output that
+    has left, such as `head`, end it without a word. Any other exception is a fault of the program and keeps its
+    traceback.
+    """
+    error: BaseException | None = None
     try:
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except BaseException as raised:
+        error = raised
+    unwritten = _flush_standard_output()
+    if isinstance(unwritten, BrokenPipeError) and _says_no_more(error, BrokenPipeError):
+        sys.exit(READER_HAS_LEFT)
+    if unwritten and _says_no_more(error, type(unwritten)):
+        error = unwritten
+    if error is None:
+        return
+    if isinstance(error, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)
+    text = explain(error)
+    if text is None:
+        raise error
+    print(f"error: {text}", file=sys.stderr)
+    sys.exit(USAGE)
+
+
+def explain(error: BaseException) -> str | None:
+    """What went wrong, for whoever can mend it by other input or a better disk; None for a fault of the program.
+
+    An error of the operating system has to name its file; `files.naming` gives a name to one that does not.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        return _explain_os_error(error)
+    if isinstance(error, MemoryError):
+        return "out of memory"
+    packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    # `tokenizers` raises bare Exception, and tensorstore ValueErrors that say where in its sources they come from.
+    theirs = type(error) is Exception or (type(error) is ValueError and "tensorstore" in str(error))
+    if theirs or packages & _ABOUT_FILES:
+        return (str(error).strip() or repr(error)).splitlines()[0]
+    return None
+
+
+def _explain_os_error(error: OSError) -> str:
+    if error.errno is None:
+        return str(error) or repr(error)
+    names = [
+        os.fsdecode(name) if isinstance(name, bytes) else str(name)
+        for name in (error.filename, error.filename2)
+        if name is not None
+    ]
+    reason = error.strerror or os.strerror(error.errno)
+    text = f"{' -> '.join(names)}: {reason}" if names else reason
+    way_out = _WAY_OUT.get(error.errno)
+    return f"{text}; {way_out}" if way_out else text
+
+
+def _says_no_more(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Whether `main` ended as it should, or in the error that standard output gives again."""
+    if isinstance(error, SystemExit):
+        return error.code in (None, 0)
+    return error is None or (isinstance(error, kind) and error.filename is None)
+
+
+def _flush_standard_output() -> OSError | None:
+    if sys.stdout is None or sys.stdout.closed:
+        return None
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # The interpreter would try again at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        error.filename = "standard output"
+        return error
+    return None

@@ -1,6 +1,6 @@
 """The run folder: where its parts lie, which of its checkpoints are complete, and what a checkpoint argument names.
 
-RUN/config.json  metrics.jsonl  timeline.jsonl  skipped_rows.json  events.*  checkpoints/STEP/
+RUN/config.json  metrics.jsonl  metrics_set_aside.jsonl  timeline.jsonl  skipped_rows.json  events.*  checkpoints/STEP/
 """
 
 import json
@@ -15,6 +15,8 @@ CONFIG, METRICS, TIMELINE, SKIPPED_ROWS = (
     "timeline.jsonl",
     "skipped_rows.json",
 )
+# Lines of metrics.jsonl that belong to steps behind which the run has gone back.
+METRICS_SET_ASIDE = "metrics_set_aside.jsonl"
 _CHECKPOINTS = "checkpoints"
 # The last file of a checkpoint, and what stands there while it is still to be written.
 SUMS, AWAITING_SUMS = "SHA256SUMS", ".SHA256SUMS"

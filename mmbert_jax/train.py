@@ -8,7 +8,6 @@ from the newest checkpoint in the run folder and repeats, bit for bit, what an u
 job of several processes, each of them runs this command; launch/ has ways to start them.
 """
 
-import errno
 import os
 import sys
 import time
@@ -29,7 +28,7 @@ from mmbert_jax.config import claim_run, validate
 from mmbert_jax.data.mixture import describe
 from mmbert_jax.data.pipeline import PhaseData, first_rows, open_data
 from mmbert_jax.dry_run import dry_run
-from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.errors import UserError, explain, run_main
 from mmbert_jax.evaluate.heldout import by_group, evaluate, group_table
 from mmbert_jax.flops import forward_flops_per_token
 from mmbert_jax.goodput import Timeline, process_start, summary
@@ -353,12 +352,11 @@ def main(argv: list[str]) -> None:
                 began=process_start(),
                 profile_steps=parse_steps(_PROFILE_STEPS.value),
             )
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        except Exception as error:
+            # As in every program; here already, so that several processes say and do the same.
+            if (text := explain(error)) is None:
                 raise
-            raise UserError(
-                f"writing to {_WORKDIR.value} failed: {error.strerror}. Make room, then run the same command again"
-            ) from error
+            raise UserError(text) from error
 
 
 def parse_flags(argv: list[str]) -> list[str]:

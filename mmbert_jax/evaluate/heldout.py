@@ -4,8 +4,6 @@ python -m mmbert_jax.evaluate.heldout --checkpoint RUN --corpus CORPUS --output 
 """
 
 import argparse
-import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from ml_collections import ConfigDict
 from mmbert_jax.checkpoint import restore_params
 from mmbert_jax.data.pipeline import held_out_batches
 from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.files import check_file, write_json
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.processes import RESTART
@@ -131,6 +130,8 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = _arguments()
+    if args.output:
+        check_file(args.output)
     params, meta = restore_params(args.checkpoint)
     if "data" not in meta["config"] or "eval" not in meta["config"]:
         raise UserError(
@@ -153,9 +154,7 @@ def main() -> None:
     groups = by_group(results, config.eval.groups)
     print(group_table(groups))
     if args.output:
-        partial = args.output.with_name(args.output.name + ".partial")
-        partial.write_text(json.dumps({"held_out": results, "held_out_groups": groups}, indent=1))
-        os.replace(partial, args.output)
+        write_json(args.output, {"held_out": results, "held_out_groups": groups})
         print(f"wrote {args.output}")
 
 

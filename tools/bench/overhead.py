@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import datetime
 import io
-import json
 import os
 import platform
 import statistics
@@ -27,6 +26,7 @@ from configs import demo
 from mmbert_jax.batches import read_batches
 from mmbert_jax.data.pipeline import open_data
 from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.files import check_file, write_json
 from mmbert_jax.goodput import read_timeline
 from mmbert_jax.optim.schedules import learning_rate, phase_rows
 from mmbert_jax.parallel.mesh import make_mesh
@@ -56,6 +56,8 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
+    if arguments.output:
+        check_file(arguments.output)
     if arguments.turns < 1 or not 0 < arguments.log_every < arguments.steps:
         raise UserError("--turns must be 1 or more, --log_every above 0 and below --steps")
 
@@ -104,7 +106,7 @@ def main() -> None:
             "tokens_per_second": median,
             "overhead": overhead,
         }
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(arguments.output, result)
 
 
 def make_config(arguments: argparse.Namespace) -> ConfigDict:

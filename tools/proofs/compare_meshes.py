@@ -6,7 +6,6 @@ alone. Prints a table, writes JSON, and exits with 1 where a loss differs by mor
 
 import argparse
 import itertools
-import json
 import os
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.files import visible, write_json
 from mmbert_jax.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +50,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("train", nargs="+", metavar="-- ARGUMENT", help="of mmbert_jax.train")
     args = parser.parse_args()
-    if args.output.exists() and any(args.output.iterdir()):
+    if args.output.exists() and visible(args.output):
         raise UserError(f"{args.output} is not empty: remove it, or choose another --output")
     return args
 
@@ -136,7 +136,7 @@ def main() -> None:
             flush=True,
         )
     report = {"train": args.train, "tolerance": args.tolerance, "runs": rows}
-    (args.output / "compare_meshes.json").write_text(json.dumps(report, indent=1))
+    write_json(args.output / "compare_meshes.json", report)
     worst = max(row["largest_relative_difference"] for row in rows)
     print(f"{len(rows)} runs, largest relative difference of a loss {worst:.1e}")
     if worst > args.tolerance:

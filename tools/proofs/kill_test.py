@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.files import visible, write_json
 from mmbert_jax.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +39,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder for both runs")
     parser.add_argument("train", nargs="+", metavar="-- ARGUMENT", help="of mmbert_jax.train")
     args = parser.parse_args()
-    if args.output.exists() and any(args.output.iterdir()):
+    if args.output.exists() and visible(args.output):
         raise UserError(f"{args.output} is not empty: remove it, or choose another --output")
     return args
 
@@ -169,7 +170,7 @@ def main() -> None:
         "killed": ours,
         "equal": ours == theirs,
     }
-    (args.output / "kill_test.json").write_text(json.dumps(report, indent=1))
+    write_json(args.output / "kill_test.json", report)
     if ours != theirs:
         sys.exit(1)
 
