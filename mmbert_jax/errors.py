@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 
+STANDARD_OUTPUT = "standard output"
 # Exit statuses: what the user can mend; as a shell reports a process that SIGINT or SIGPIPE has ended.
 USAGE, INTERRUPTED, READER_HAS_LEFT = 2, 128 + 2, 128 + 13
 
@@ -40,14 +41,14 @@ def run_main(main: Callable[[], None]) -> None:
     except BaseException as raised:
         error = raised
     unwritten = _flush_standard_output()
-    if isinstance(unwritten, BrokenPipeError) and _says_no_more(error, BrokenPipeError):
-        sys.exit(READER_HAS_LEFT)
-    if unwritten and _says_no_more(error, type(unwritten)):
+    if unwritten and _says_no_more(error, unwritten):
         error = unwritten
     if error is None:
         return
     if isinstance(error, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
+    if isinstance(error, BrokenPipeError) and error.filename in (None, STANDARD_OUTPUT):
+        sys.exit(READER_HAS_LEFT)
     text = explain(error)
     if text is None:
         raise error
@@ -88,11 +89,11 @@ def _explain_os_error(error: OSError) -> str:
     return f"{text}; {way_out}" if way_out else text
 
 
-def _says_no_more(error: BaseException | None, kind: type[BaseException]) -> bool:
+def _says_no_more(error: BaseException | None, unwritten: OSError) -> bool:
     """Whether `main` ended as it should, or in the error that standard output gives again."""
     if isinstance(error, SystemExit):
         return error.code in (None, 0)
-    return error is None or (isinstance(error, kind) and error.filename is None)
+    return error is None or (isinstance(error, OSError) and error.errno == unwritten.errno)
 
 
 def _flush_standard_output() -> OSError | None:
@@ -103,6 +104,6 @@ def _flush_standard_output() -> OSError | None:
     except OSError as error:
         # The interpreter would try again at its end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        error.filename = "standard output"
+        error.filename = STANDARD_OUTPUT
         return error
     return None

@@ -76,7 +76,7 @@ def check_file(path: str | Path) -> None:
     """Raises a `UserError` where a file cannot be written: to be asked before the work, not after it."""
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"{path} is a folder; name a file")
+        raise UserError(f"{path}: is a folder; name a file")
     parent = path.absolute().parent
     if not parent.is_dir():
         raise UserError(f"{path}: the folder {parent} does not exist")
@@ -180,7 +180,7 @@ def check_folder(path: str | Path, replace: bool = False) -> None:
     """Raises a `UserError` where `atomic_folder` cannot make this folder: to be asked before the work, not after it."""
     path = Path(path)
     if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is a file; name a folder")
+        raise UserError(f"{path}: is a file; name a folder")
     if not replace and path.is_dir() and any(path.iterdir()):
         raise UserError(f"{path} is not empty: choose another output folder, or remove it first")
     if os.path.ismount(os.path.realpath(path)):
