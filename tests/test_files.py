@@ -49,10 +49,15 @@ def test_a_file_that_fails_leaves_the_old_one_and_is_named(tmp_path, monkeypatch
     path.write_text("old")
     if call != "write":
         monkeypatch.setattr(files.os, call, full)
-    with pytest.raises(OSError, match="No space") as raised, atomic_file(path) as file:
-        file.write("new")
-        if call == "write":
-            full()
+
+    def write():
+        with atomic_file(path) as file:
+            file.write("new")
+            if call == "write":
+                full()
+
+    with pytest.raises(OSError, match="No space") as raised:
+        write()
     assert raised.value.filename == str(path)
     assert names(tmp_path) == ["a.txt"]
     assert path.read_text() == "old"
@@ -140,27 +145,29 @@ def test_lines_are_whole_whatever_ends_the_process(tmp_path, monkeypatch):
 # --- folders ---
 
 
+def make(path, act, replace=False):
+    """A folder with a file x, after which something happens."""
+    with atomic_folder(path, replace) as folder:
+        write_text(folder / "x", "1")
+        act(folder)
+
+
+def interrupt(_):
+    raise KeyboardInterrupt
+
+
 def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
-    with atomic_folder(tmp_path / "a") as folder:
-        write_text(folder / "x", "1")
-        assert not (tmp_path / "a").exists()
-    with (
-        pytest.raises(OSError, match="No space") as raised,
-        atomic_folder(tmp_path / "b") as folder,
-    ):
-        write_text(folder / "x", "1")
-        full()
-    assert raised.value.filename == str(tmp_path / "b")
-    with (
-        pytest.raises(UserError, match="^.*/b/x is wrong$"),
-        atomic_folder(tmp_path / "b") as folder,
-    ):
+    def wrong(folder):
         raise UserError(f"{folder / 'x'} is wrong")
-    with (
-        pytest.raises(FileNotFoundError) as raised,
-        atomic_folder(tmp_path / "b") as folder,
-    ):
-        (folder / "no").read_text()
+
+    make(tmp_path / "a", lambda _: tmp_path.joinpath("a").exists() and pytest.fail("too early"))
+    with pytest.raises(OSError, match="No space") as raised:
+        make(tmp_path / "b", lambda _: full())
+    assert raised.value.filename == str(tmp_path / "b")
+    with pytest.raises(UserError, match="^.*/b/x is wrong$"):
+        make(tmp_path / "b", wrong)
+    with pytest.raises(FileNotFoundError) as raised:
+        make(tmp_path / "b", lambda folder: (folder / "no").read_text())
     assert raised.value.filename == str(tmp_path / "b" / "no")
     assert names(tmp_path) == ["a"]
     assert names(tmp_path / "a") == ["x"]
@@ -172,10 +179,10 @@ def test_a_folder_is_replaced_only_by_a_whole_one(tmp_path):
         with atomic_folder(target, replace=True) as folder:
             write_text(folder / text, text)
     assert names(target) == ["2"]
-    with pytest.raises(KeyboardInterrupt), atomic_folder(target, replace=True):
-        raise KeyboardInterrupt
-    with pytest.raises(UserError, match="is not empty"), atomic_folder(target):
-        pytest.fail("the block of a folder that is refused")
+    with pytest.raises(KeyboardInterrupt):
+        make(target, interrupt, replace=True)
+    with pytest.raises(UserError, match="is not empty"):
+        make(target, lambda _: pytest.fail("the block of a folder that is refused"))
     assert names(target) == ["2"]
     assert names(tmp_path) == ["a"]
 
@@ -191,11 +198,13 @@ def test_killed_while_folders_change_places(tmp_path, monkeypatch, renamed):
     class Killed(BaseException):
         pass
 
-    def rename(self, to, rename=type(target).rename):
+    real = type(target).rename
+
+    def rename(self, to):
         if len(done) == renamed:
             raise Killed
         done.append(to)
-        return rename(self, to)
+        return real(self, to)
 
     def nothing(*_, **__):
         if len(done) == renamed:
@@ -205,12 +214,11 @@ def test_killed_while_folders_change_places(tmp_path, monkeypatch, renamed):
         patch.setattr(type(target), "rename", rename)
         patch.setattr(files.shutil, "rmtree", nothing)
         patch.setattr(files, "try_lock", lambda _: None)  # a dead process holds none
-        with pytest.raises(Killed), atomic_folder(target, replace=True) as folder:
-            write_text(folder / "new", "")
+        with pytest.raises(Killed):
+            make(target, lambda _: None, replace=True)
     assert len(names(tmp_path)) == 2
-    with pytest.raises(KeyboardInterrupt), atomic_folder(target, replace=True):
-        assert names(target) == (["old"] if renamed == 1 else ["new"])
-        raise KeyboardInterrupt
+    with hidden_folder(target):
+        assert names(target) == (["old"] if renamed == 1 else ["x"])
     assert names(tmp_path) == ["a"]
 
 
