@@ -8,6 +8,7 @@ which every file is checked before anything is read.
 import asyncio
 import contextlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,10 +20,15 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mmbert_jax.checksums import announce_sums, damage, write_sums
-from mmbert_jax.errors import UserError
+from mmbert_jax.errors import UserError, brief
 from mmbert_jax.files import atomic_folder
 from mmbert_jax.parallel.processes import once
 from mmbert_jax.run import AWAITING_SUMS, checkpoints, complete_steps, locate, run_folder
+
+# What fails in orbax's threads is raised here, too, and reported once; orbax logs it with a traceback for each thread.
+logging.getLogger("absl").addFilter(
+    lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname
+)
 
 Meta = dict[str, Any]
 Tree = dict[str, Any]
@@ -105,10 +111,9 @@ def _saying_where(manager: ocp.CheckpointManager) -> Iterator[None]:
     except jax.errors.JaxRuntimeError:  # another process has gone
         raise
     except Exception as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise UserError(
-            f"saving to {manager.directory} failed: {reason}. Checkpoints that were complete are as they were; see to"
-            " the disk, then run the same command again"
+            f"saving to {manager.directory} failed: {brief(error)}. Checkpoints that were complete are as they were;"
+            " see to the disk, then run the same command again"
         ) from error
 
 

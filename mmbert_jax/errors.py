@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -35,6 +36,8 @@ def run_main(main: Callable[[], None]) -> None:
     has left, such as `head`, end it without a word. Any other exception is a fault of the program and keeps its
     traceback.
     """
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _report_unraisable
     error: BaseException | None = None
     try:
         main()
@@ -71,8 +74,16 @@ def explain(error: BaseException) -> str | None:
     # `tokenizers` raises bare Exception, and tensorstore ValueErrors that say where in its sources they come from.
     theirs = type(error) is Exception or (type(error) is ValueError and "tensorstore" in str(error))
     if theirs or packages & _ABOUT_FILES:
-        return (str(error).strip() or repr(error)).splitlines()[0]
+        return brief(error)
     return None
+
+
+def brief(error: BaseException) -> str:
+    """An error's first line; of tensorstore's, which go on and on, the system's words or what comes first."""
+    text = str(error).strip() or repr(error)
+    if found := re.search(r"\[os_error_code='(\d+)'", text):
+        return os.strerror(int(found.group(1)))
+    return re.split(r" \[(?:tensorstore_spec|source locations)=", text.splitlines()[0])[0]
 
 
 def _explain_os_error(error: OSError) -> str:
@@ -87,6 +98,12 @@ def _explain_os_error(error: OSError) -> str:
     text = f"{' -> '.join(names)}: {reason}" if names else reason
     way_out = _WAY_OUT.get(error.errno)
     return f"{text}; {way_out}" if way_out else text
+
+
+def _report_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    # tensorstore's threads, when a save has failed: the failure itself is reported, and they come after it.
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _says_no_more(error: BaseException | None, unwritten: OSError) -> bool:

@@ -65,6 +65,7 @@ def test_what_the_user_can_mend(error, text, capsys):
 def test_errors_of_libraries_that_have_no_class_of_their_own(make):
     text = explain(make())
     assert text
+    assert "[" not in text
     assert "\n" not in text
 
 

@@ -200,6 +200,8 @@ def fill(folder, room):
     (folder / "filler").write_bytes(bytes(shutil.disk_usage(folder).free - room))
 
 
+# orbax leaves what it had begun when a save fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_one_line_and_nothing_half_there(name, disk, made, monkeypatch, capsys):
     kind, folder = disk
