@@ -11,6 +11,7 @@ together. All else is local: what one process does alone.
 import asyncio
 import contextlib
 import json
+import logging
 import math
 import shutil
 import sys
@@ -25,9 +26,15 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mmbert_jax import run_lock
 from mmbert_jax.checksums import announce_sums, damage, write_sums
-from mmbert_jax.errors import UserError
+from mmbert_jax.errors import UserError, brief
+from mmbert_jax.files import atomic_folder
 from mmbert_jax.parallel.processes import fail, peer_is_lost, together
 from mmbert_jax.run import AWAITING_SUMS, checkpoint, checkpoints, complete_steps, locate
+
+# What fails in orbax's threads is raised here, too, and reported once; orbax logs it with a traceback for each thread.
+logging.getLogger("absl").addFilter(
+    lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname
+)
 
 Meta = dict[str, Any]
 Tree = dict[str, Any]
@@ -146,7 +153,7 @@ def _saying_where(manager: ocp.CheckpointManager) -> Iterator[None]:
 
 
 def _failed(folder: Path, error: Exception) -> UserError:
-    reason = (str(error).strip() or repr(error)).splitlines()[0]
+    reason = brief(error)
     return UserError(
         f"saving to {folder} failed: {reason}. Checkpoints that were complete are as they were; see to the disk, then"
         " run the same command again"
@@ -265,17 +272,15 @@ def read_meta(path: str | Path) -> Meta:
 
 
 def save_params(path: str | Path, params: Tree, meta: Meta) -> None:
-    """Writes a run folder with one checkpoint, at `meta["step"]`, without an optimiser's state.
+    """Writes a run folder with one checkpoint, at `meta["step"]`, without an optimiser's state; whole, or not at all.
 
     Raises:
-      UserError: the folder holds something already.
+      UserError: the folder holds something already, or could not be written.
     """
-    run = Path(path)
-    if run.exists() and any(run.iterdir()):
-        raise UserError(f"{run} is not empty: choose another output folder, or remove it first")
-    with open_manager(run, keep=1) as manager:
+    with atomic_folder(path) as run, open_manager(run, keep=1) as manager:
         save(manager, meta["step"], {"params": params}, meta)
-        manager.wait_until_finished()
+        with _saying_where(manager):
+            manager.wait_until_finished()
 
 
 def _stored(folder: Path) -> Tree:

@@ -19,7 +19,7 @@ from mmbert_jax.data.mixture import describe
 from mmbert_jax.data.pipeline import PhaseData, held_out_batches
 from mmbert_jax.data.tokenizer_identity import is_recorded, short
 from mmbert_jax.errors import UserError
-from mmbert_jax.metrics import si
+from mmbert_jax.metrics import data_size, si
 from mmbert_jax.optim.schedules import phase_rows, phase_steps
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.sharding import local_rows
@@ -162,12 +162,15 @@ def _disk(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path) -> tuple[b
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
-            f"{folder} has {si(free)}B free, and {kept} checkpoints of {si(one)}B need"
-            f" {si(needed)}B more: make room, or keep fewer (config.checkpoint.keep, keep_every_steps)"
+            f"{folder} has {data_size(free)} free, and {kept} checkpoints of {data_size(one)} need"
+            f" {data_size(needed)} more: make room, or keep fewer (config.checkpoint.keep, keep_every_steps)"
         )
     if not os.access(folder, os.W_OK):
         raise UserError(f"{folder} cannot be written to: choose another --workdir")
-    return True, f"{si(free)}B free, {si(needed)}B needed for checkpoints of {si(one)}B"
+    return (
+        True,
+        f"{data_size(free)} free, {data_size(needed)} needed for checkpoints of {data_size(one)}",
+    )
 
 
 def _step(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[bool, str]:
@@ -176,4 +179,4 @@ def _step(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[bool, str]:
     if memory is None:
         return True, "compiled"
     peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    return True, f"compiled; {si(peak)}B on a device"
+    return True, f"compiled; {data_size(peak)} on a device"

@@ -1,9 +1,17 @@
-"""Writing so that nothing is ever half there: beside, then renamed. And JSON that is always JSON."""
+"""Writing so that nothing is ever half there: beside, then renamed. And JSON that is always JSON.
+
+What a program makes takes its name when it is whole and on the disk, so that a killed program, a full disk or a power
+cut leaves what was there before. Until then it has a hidden name beside its own, which the next program that makes the
+same thing takes over or clears away.
+"""
 
 import contextlib
+import errno
+import fcntl
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -12,51 +20,46 @@ from typing import IO, Any
 
 from mmbert_jax.errors import UserError
 
+# --- files ---
+
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO]:
     """A file that takes its name when all is written; what fails or is interrupted leaves the old one as it was.
 
+    As with `open`, a link is followed, a file that was there keeps its permissions and a new one gets those of the
+    umask; a device or a pipe is written to as it is.
+
     Args:
       mode: "w" for text in UTF-8, "wb" for bytes.
-    """
-    path = Path(path)
-    partial = beside(path)
-    try:
-        with partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """A hidden folder beside `path` that takes its name when the block ends well, and is gone otherwise.
 
     Raises:
-      UserError: `path` is a file, or a folder that is not empty.
+      OSError: names `path`.
     """
     path = Path(path)
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise UserError(f"{path} is not empty: choose another output folder, or remove it first")
-    path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.absolute().parent))
+    encoding = None if "b" in mode else "utf-8"
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with naming(path), path.open(mode, encoding=encoding) as file:
+            yield file
+        return
+    target = Path(os.path.realpath(path))
+    partial = _beside(target)
     try:
-        mask = os.umask(0)
-        os.umask(mask)
-        partial.chmod(0o777 & ~mask)  # mkdtemp's folders are for their owner alone
-        yield partial
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def beside(path: Path) -> Path:
-    """The name under which a file is written before it takes its own."""
-    return path.with_name(f".{path.name}.partial")
+        with naming(path, partial):
+            with partial.open(mode, encoding=encoding) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if target.is_file():
+                shutil.copymode(target, partial)
+            os.replace(partial, target)
+            _sync(target.parent)
+    except BaseException:
+        with contextlib.suppress(
+            OSError
+        ):  # on a disk that can only be read there is nothing to remove
+            partial.unlink()
+        raise
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -65,20 +68,294 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes a value for people and programs to read; numbers that are not finite become null."""
+    """Writes a value for people and programs to read; see `to_json`."""
     write_text(path, to_json(value, indent=1) + "\n")
 
 
+def check_file(path: str | Path) -> None:
+    """Raises a `UserError` where a file cannot be written: to be asked before the work, not after it."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; name a file")
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise UserError(f"{path}: the folder {parent} does not exist")
+    _check_access(parent)
+
+
+class JsonLines:
+    """A file of JSON objects, one a line, that grows; it is whole after every line, whatever ends the process.
+
+    Not through a buffer: what a full disk refuses is reported once, and not again when the file is closed.
+    """
+
+    def __init__(self, path: Path):
+        """Opens the file, new or to go on with; a line that a killed process has left half written is cut off."""
+        self._path = path
+        with naming(path):
+            self._descriptor = os.open(
+                path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666
+            )
+            lines = path.read_bytes().splitlines(keepends=True)
+            while lines and not _is_record(lines[-1]):
+                lines.pop()
+            os.ftruncate(self._descriptor, sum(map(len, lines)))
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Raises an OSError that names the file where it cannot be written; it is then as it was before."""
+        write_whole(self._descriptor, (to_json(record) + "\n").encode(), self._path)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def write_whole(descriptor: int, data: bytes, path: Path) -> None:
+    """Appends bytes to an open file, all of them or none."""
+    before, left = os.fstat(descriptor).st_size, memoryview(data)
+    try:
+        with naming(path):
+            while left:
+                left = left[os.write(descriptor, left) :]
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, before)
+        raise
+
+
+# --- folders ---
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
+    """A hidden folder beside `path` that takes its name when the block ends well, and is gone otherwise.
+
+    Every file is on the disk before that, since some disks tell only then that they are full.
+
+    Args:
+      replace: takes the place of a folder that is there; the caller has seen to it that it may.
+
+    Raises:
+      UserError: see `check_folder`.
+      OSError: names `path`.
+    """
+    check_folder(path, replace)
+    target = Path(os.path.realpath(path))
+    with hidden_folder(path) as partial:
+        yield partial
+        with naming(path, partial):
+            for folder, _, names in os.walk(partial):
+                for name in (*names, "."):
+                    _sync(Path(folder) / name)
+            _publish(partial, target)
+            _sync(target.parent)
+
+
+@contextlib.contextmanager
+def hidden_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to work in, beside `path` and hidden; it is gone after the block.
+
+    What killed programs have left of theirs goes first; one that is still at work holds a lock.
+
+    Raises:
+      OSError: names `path`.
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _clear(target)
+    try:
+        partial, lock = _locked_folder(target)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    try:
+        with naming(path, partial):
+            yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def check_folder(path: str | Path, replace: bool = False) -> None:
+    """Raises a `UserError` where `atomic_folder` cannot make this folder: to be asked before the work, not after it."""
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file; name a folder")
+    if not replace and path.is_dir() and any(path.iterdir()):
+        raise UserError(f"{path} is not empty: choose another output folder, or remove it first")
+    if os.path.ismount(os.path.realpath(path)):
+        raise UserError(
+            f"{path} is the root of a disk, which cannot be renamed: name a folder in it"
+        )
+    parent = Path(os.path.realpath(path)).parent
+    while not parent.exists():
+        parent = parent.parent
+    _check_access(parent)
+
+
+def visible(folder: Path) -> list[Path]:
+    """What a folder holds, sorted, without hidden files: file managers and killed programs leave such."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+# --- what belongs to both ---
+
+
+@contextlib.contextmanager
+def naming(path: str | Path, partial: Path | None = None) -> Iterator[None]:
+    """Errors that arise within name `path`: those that name nothing, and those that name `partial`, its hidden twin."""
+
+    def named(text: Any) -> Any:
+        return text.replace(str(partial), str(path)) if isinstance(text, str) and partial else text
+
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        elif error.errno is not None and named(error.filename) != error.filename:
+            error.filename, error.filename2 = named(error.filename), None
+        else:
+            error.args = tuple(map(named, error.args))
+        raise
+    except UserError as error:
+        error.args = tuple(map(named, error.args))
+        raise
+
+
+def try_lock(file: int | IO) -> bool | None:
+    """Locks an open file or folder until it is closed, or the process ends.
+
+    Returns:
+      Whether it is locked now: False where another process holds it; None where the file system has no locks, as some
+      that are shared between machines. Who gets None goes on without.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # ENOSYS, EOPNOTSUPP, ENOLCK; EBADF for a folder on NFS
+        return None
+    return True
+
+
+def read_json(path: str | Path) -> Any:
+    """The value that a JSON file holds.
+
+    Raises:
+      UserError: there is no such file, or it is damaged.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except ValueError as error:  # also for bytes that are no UTF-8
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
 def to_json(value: Any, indent: int | None = None, sort_keys: bool = False) -> str:
-    """JSON in one line, or indented. What is not finite becomes null, since JSON has no other word for it."""
-    return json.dumps(
-        _finite(value), indent=indent, sort_keys=sort_keys, ensure_ascii=False, allow_nan=False
+    """JSON in one line, or indented. What is not finite becomes null, since JSON has no other word for it.
+
+    NumPy's numbers and arrays are taken as numbers and lists; half of a surrogate pair is escaped, so that the text is
+    UTF-8 whatever was read.
+    """
+    text = json.dumps(
+        _plain(value), indent=indent, sort_keys=sort_keys, ensure_ascii=False, allow_nan=False
     )
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
-def _finite(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _finite(x) for name, x in value.items()}
+        return {name: _plain(x) for name, x in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(x) for x in value]
+        return [_plain(x) for x in value]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
+    except ValueError:  # also bytes that are no UTF-8
+        return False
+
+
+def _beside(path: Path) -> Path:
+    """The name under which a file is written before it takes its own."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def _locked_folder(target: Path) -> tuple[Path, int | None]:
+    """A new folder beside `target`, and the descriptor that locks it, where there are locks."""
+    mask = os.umask(0)
+    os.umask(mask)
+    while True:
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+        partial.chmod(0o777 & ~mask)  # mkdtemp's folders are for their owner alone
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(partial, os.O_RDONLY)
+            locked = try_lock(lock)
+            if locked is None or (locked and partial.exists()):
+                return partial, lock
+            os.close(lock)
+        # Another program took it for abandoned before it was locked.
+
+
+def _clear(target: Path) -> None:
+    """Removes what killed programs have left beside `target`; puts back what one was just replacing."""
+    left = [
+        path
+        for path in target.parent.iterdir()
+        # As mkdtemp names them.
+        if re.fullmatch(rf"\.{re.escape(target.name)}\.(partial|old)-[a-z0-9_]{{8}}", path.name)
+    ]
+    at_work = False
+    for path in sorted(left, key=lambda path: ".old-" in path.name):
+        if ".old-" in path.name and not at_work and not target.exists():
+            path.rename(target)
+            continue
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:  # its own program has just ended
+            continue
+        if try_lock(descriptor):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            at_work = True
+        os.close(descriptor)
+
+
+def _publish(partial: Path, target: Path) -> None:
+    if not (target.is_dir() and any(target.iterdir())):
+        partial.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+    target.rename(old)
+    try:
+        partial.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_access(folder: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+        reason = os.strerror(errno.EROFS if read_only else errno.EACCES)
+        raise UserError(f"{folder}: {reason}; choose another place")
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk: what was renamed survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # File systems that cannot do this for a folder.
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)

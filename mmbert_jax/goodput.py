@@ -17,11 +17,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from mmbert_jax.errors import UserError
-
-TIMELINE = "timeline.jsonl"
+from mmbert_jax.files import JsonLines
+from mmbert_jax.run import TIMELINE
 
 # What a second of wall time can be. The first is the good one.
 KINDS = {
@@ -48,7 +48,7 @@ class Timeline:
     """
 
     def __init__(self, started: float | None = None):
-        self._file: TextIO | None = None
+        self._file: JsonLines | None = None
         # Unix time that no adjustment of the clock can turn back.
         self._offset = time.time() - time.perf_counter()
         self._booked = self._now() if started is None else started
@@ -68,15 +68,11 @@ class Timeline:
         return seconds
 
     def open(self, run: Path, step: int) -> None:
-        """Writes the record of a start at `step` into a run folder, and records from then on."""
-        path = run / TIMELINE
-        if path.exists():
-            # Without what was being written when the process or the machine went down.
-            lines = path.read_bytes().splitlines(keepends=True)
-            while lines and not _is_whole(lines[-1]):
-                lines.pop()
-            os.truncate(path, sum(map(len, lines)))
-        self._file = path.open("a", encoding="utf-8")
+        """Writes the record of a start at `step` into a run folder, and records from then on.
+
+        An OSError, here and in `record`, names the file.
+        """
+        self._file = JsonLines(run / TIMELINE)
         self._write("start", step)
 
     def record(self, step: int) -> None:
@@ -99,8 +95,7 @@ class Timeline:
         if self._file:
             seconds = dict(self._unwritten)
             record = {"event": event, "time": self._booked, "step": step, "seconds": seconds}
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+            self._file.append(record)
         self._unwritten.clear()
 
 
@@ -234,13 +229,6 @@ def process_start() -> float:
     ticks = int(fields[19])  # since the machine started; field 22 of proc(5), counted from 1
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     return time.time() - age
-
-
-def _is_whole(line: bytes) -> bool:
-    try:
-        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
-    except ValueError:  # also bytes that are no UTF-8
-        return False
 
 
 def _sum(*parts: Mapping[str, float]) -> dict[str, float]:

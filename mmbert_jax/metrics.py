@@ -3,19 +3,26 @@
 import json
 import math
 import os
+import socket
+import struct
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmbert_jax.errors import UserError
+from mmbert_jax.files import JsonLines, atomic_file, to_json, write_whole
+from mmbert_jax.run import METRICS, METRICS_SET_ASIDE
 
 # tensorboardX imports torch where that is installed, for types that are never given to it here: seconds at each start,
 # and a second set of CUDA libraries in a training process. It does without where there is no such module.
 _hide_torch = "torch" not in sys.modules
 if _hide_torch:
     sys.modules["torch"] = None
-from tensorboardX import SummaryWriter  # noqa: E402
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # noqa: E402
+from tensorboardX.proto.summary_pb2 import Summary  # noqa: E402
+from tensorboardX.record_writer import masked_crc32c  # noqa: E402
 
 if _hide_torch:
     del sys.modules["torch"]
@@ -25,30 +32,98 @@ class MetricsWriter:
     """Writes `metrics.jsonl` and TensorBoard events into a run folder.
 
     Lines of steps after `step` belong to work that was lost with a killed process; the run does those steps again, so
-    they are dropped, and so is a half-written last line.
+    they are set aside, see `set_aside`. A half-written last line is dropped.
     """
 
     def __init__(self, run: Path, step: int):
-        path = run / "metrics.jsonl"
-        _keep_lines_until(path, step)
-        self._lines = path.open("a")
-        self._events = SummaryWriter(str(run), purge_step=step + 1)
+        set_aside(run, step, "lost: the process ended before these steps were saved")
+        self._lines = JsonLines(run / METRICS)
+        self._events = _EventFile(run, purge_step=step + 1)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Writes one record; `step` is required, and every number in it becomes a TensorBoard scalar.
 
         A number that is not finite, such as the loss of a skipped step, becomes null in JSON, which has no other word
         for it.
+
+        Raises:
+          OSError: names the file that cannot be written.
         """
-        self._lines.write(_line(record))
-        self._lines.flush()
-        for name, value in _scalars(record):
-            if name not in ("step", "tokens"):
-                self._events.add_scalar(name, value, record["step"])
+        self._lines.append(record)
+        scalars = ((name, x) for name, x in _scalars(record) if name not in ("step", "tokens"))
+        self._events.write(record["step"], dict(scalars))
 
     def close(self) -> None:
         self._lines.close()
         self._events.close()
+
+
+class _EventFile:
+    """An event file for TensorBoard: a sequence of length, its checksum, an `Event`, its checksum.
+
+    Not tensorboardX's own writer: its thread dies on a full disk without a word, and then holds up the run for ever.
+    """
+
+    def __init__(self, run: Path, purge_step: int):
+        """TensorBoard discards what older files say of steps from `purge_step` on."""
+        now = int(time.time())
+        self._path = run / f"events.out.tfevents.{now}.{socket.gethostname()}.{os.getpid()}"
+        self._file = self._path.open("ab", buffering=0)
+        self._append(Event(wall_time=now, file_version="brain.Event:2"))
+        mark = SessionLog(status=SessionLog.START)
+        self._append(Event(wall_time=now, step=purge_step, session_log=mark))
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        values = [Summary.Value(tag=name, simple_value=x) for name, x in scalars.items()]
+        self._append(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _append(self, event: Event) -> None:
+        data = event.SerializeToString()
+        length = struct.pack("<Q", len(data))
+        sums = (struct.pack("<I", masked_crc32c(x)) for x in (length, data))
+        write_whole(
+            self._file.fileno(), b"".join((length, next(sums), data, next(sums))), self._path
+        )
+
+
+def set_aside(run: Path, step: int, why: str) -> None:
+    """Moves the lines of steps after `step` from `metrics.jsonl` to the end of `metrics_set_aside.jsonl`.
+
+    There each says in "set_aside" when that was, to which step the run went back, and why. A process that is killed
+    between the two files is not noticed: asked again, what was set aside already is not set aside twice.
+    """
+    path, aside = run / METRICS, run / METRICS_SET_ASIDE
+    if not path.exists():
+        return
+    records = list(_records(path))
+    kept = [record for record in records if record["step"] <= step]
+    gone = [record for record in records if record["step"] > step]
+    if not gone:
+        return
+    before = aside.read_text(encoding="utf-8") if aside.exists() else ""
+    newest = [record for record, _ in read_set_aside(run)][-len(gone) :]
+    if [to_json(record) for record in newest] != [to_json(record) for record in gone]:
+        note = {"time": time.time(), "back_to_step": step, "why": why}
+        with atomic_file(aside) as file:
+            file.write(before)
+            file.writelines(to_json({**record, "set_aside": note}) + "\n" for record in gone)
+    with atomic_file(path) as file:
+        file.writelines(to_json(record) + "\n" for record in kept)
+
+
+def read_set_aside(run: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Records of steps that a run went back behind, in the order in which it did, with their notes; see `set_aside`."""
+    path = run / METRICS_SET_ASIDE
+    if not path.exists():
+        return []
+    found = []
+    for record in _records(path):
+        note = record.pop("set_aside")
+        found.append((record, note))
+    return found
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -57,7 +132,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     Raises:
       UserError: no metrics there.
     """
-    path = run / "metrics.jsonl"
+    path = run / METRICS
     if not path.is_file():
         raise UserError(f"{path} is missing: {run} is not the folder of a run")
     return list(_records(path))
@@ -83,6 +158,14 @@ def si(number: float) -> str:
     return f"{number:.0f}"
 
 
+def data_size(count: float) -> str:
+    """72_100_000_000 -> '72.1 GB'."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(count) >= unit:
+            return f"{count / unit:.1f} {name}"
+    return f"{count:.0f} bytes"
+
+
 def duration(seconds: float) -> str:
     """3725 -> '1h02m'."""
     minutes, seconds = divmod(round(seconds), 60)
@@ -92,37 +175,19 @@ def duration(seconds: float) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
 
 
-def _keep_lines_until(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    kept = [_line(record) for record in _records(path) if record["step"] <= step]
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept))
-    os.replace(partial, path)
-
-
-def _line(record: Mapping[str, Any]) -> str:
-    def null(x):
-        return None if isinstance(x, float) and not math.isfinite(x) else x
-
-    return json.dumps(_each(record, null), allow_nan=False) + "\n"
-
-
-def _each(record, function):
-    """The record with `function` applied to every value that is not a record itself."""
-    return {
-        name: _each(x, function) if isinstance(x, Mapping) else function(x)
-        for name, x in record.items()
-    }
-
-
 def _records(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
-            return  # the line that was being written when the process was killed
-        yield _each(record, lambda x: math.nan if x is None else x)
+        except ValueError:
+            continue  # the line that was being written when the process was killed, or the machine
+        yield _nan_for_null(record)
+
+
+def _nan_for_null(record: Any) -> Any:
+    if isinstance(record, Mapping):
+        return {name: _nan_for_null(x) for name, x in record.items()}
+    return math.nan if record is None else record
 
 
 def _scalars(record: Mapping[str, Any], prefix: str = ""):

@@ -14,6 +14,7 @@ from typing import Any
 from mmbert_jax.checkpoint import read_meta
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import write_json
+from mmbert_jax.metrics import set_aside
 from mmbert_jax.run import SKIPPED_ROWS, checkpoint, complete_steps, list_checkpoints
 
 # Stretches that are skipped from one checkpoint on before the run gives up.
@@ -127,6 +128,7 @@ def _go_back(run: Path, step: int, stop: int, rows: int, reason: str, **note: in
     newer = [path for path in reversed(list_checkpoints(run)) if int(path.name) > step]
     for path in newer:
         path.rename(_free_name(path.with_name(f"rolled-back-{path.name}")))
+    set_aside(run, step, f"rolled back: {reason}")
     stretch = {"step": step, "first": first, "stop": stop, "reason": reason, **note}
     write_json(run / SKIPPED_ROWS, [*read_stretches(run), stretch])
     aside = f"; set aside {len(newer)} newer checkpoints as rolled-back-STEP" if newer else ""

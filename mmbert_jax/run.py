@@ -1,6 +1,7 @@
 """The run folder: where its parts lie, which of its checkpoints are complete, and what a checkpoint argument names.
 
-RUN/config.json  metrics.jsonl  timeline.jsonl  skipped_rows.json  events.*  checkpoints/STEP/  run.lock
+RUN/config.json  metrics.jsonl  metrics_set_aside.jsonl  timeline.jsonl  skipped_rows.json  events.*  run.lock
+    checkpoints/STEP/
 """
 
 import json
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbert_jax.errors import UserError
+from mmbert_jax.files import visible
 
 CONFIG, METRICS, TIMELINE, SKIPPED_ROWS = (
     "config.json",
@@ -17,6 +19,8 @@ CONFIG, METRICS, TIMELINE, SKIPPED_ROWS = (
 )
 # Who holds the folder, see run_lock.py.
 LOCK = "run.lock"
+# Lines of metrics.jsonl that belong to steps behind which the run has gone back.
+METRICS_SET_ASIDE = "metrics_set_aside.jsonl"
 _CHECKPOINTS = "checkpoints"
 # The last file of a checkpoint, and what stands there while it is still to be written.
 SUMS, AWAITING_SUMS = "SHA256SUMS", ".SHA256SUMS"
@@ -37,8 +41,8 @@ def is_run(path: str | Path) -> bool:
 
 
 def is_free(run: Path) -> bool:
-    """Whether nothing stands in a folder's way of becoming a run: it is not there, or holds at most a lock."""
-    return not run.exists() or all(LOCK in path.name for path in run.iterdir())
+    """Whether nothing stands in a folder's way of becoming a run: it is not there, or holds at most a lock and hidden files."""
+    return not run.exists() or all(LOCK in path.name for path in visible(run))
 
 
 def run_folder(path: str | Path) -> Path:

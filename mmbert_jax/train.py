@@ -9,7 +9,6 @@ start them.
 """
 
 import contextlib
-import errno
 import os
 import sys
 import time
@@ -463,20 +462,13 @@ def run(overrides: list[str]) -> None:
         say(line)
     if _DRY_RUN.value:
         sys.exit(0 if dry_run(config, workdir) else 1)
-    try:
-        train(
-            config,
-            workdir,
-            rollback,
-            began=process_start(),
-            profile_steps=parse_steps(_PROFILE_STEPS.value),
-        )
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(
-            f"writing to {workdir} failed: {error.strerror}. Make room, then run the same command again"
-        ) from error
+    train(
+        config,
+        workdir,
+        rollback,
+        began=process_start(),
+        profile_steps=parse_steps(_PROFILE_STEPS.value),
+    )
 
 
 def config_and_folder(overrides: list[str]) -> tuple[ConfigDict, Path]:

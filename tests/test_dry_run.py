@@ -69,4 +69,4 @@ def test_damaged_shards_full_disks_and_foreign_folders_are_found_together(
     assert "is no run folder" in printed
     # Four checkpoints of 3 x 4 bytes for each of the 2048 x 32 embeddings, and the layers.
     assert "FAILED disk" in printed
-    assert "has 1.0MB free, and 4 checkpoints of" in printed
+    assert "has 1.0 MB free, and 4 checkpoints of" in printed

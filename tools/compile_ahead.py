@@ -15,7 +15,6 @@ What is computed and what is estimated:
 """
 
 import argparse
-import json
 import os
 import re
 import sys
@@ -36,6 +35,7 @@ from ml_collections import ConfigDict
 
 from mmbert_jax.config import load, validate
 from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.files import write_json, write_text
 from mmbert_jax.flops import forward_flops_per_token, segments
 from mmbert_jax.kernels import attention
 from mmbert_jax.model.config import ModelConfig
@@ -74,7 +74,7 @@ def main() -> None:
     print("\n".join(lines(report)))
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(arguments.output, report)
     sys.exit(0 if report["fits"] else 1)
 
 
@@ -129,7 +129,7 @@ def plan(config: ConfigDict, topology: str, document: int, hlo: Path | None = No
         report["fits"] = report["peak_bytes"] <= chip.memory
         text = compiled.as_text()
         if hlo:
-            hlo.write_text(text)
+            write_text(hlo, text)
         report |= speed(config, topology, dict(mesh.shape), text, document)
     report["compile_seconds"] = round(time.perf_counter() - start, 1)
     report["suggestion"] = suggest(report, config)

@@ -6,7 +6,6 @@ Every command is printed as it could be typed. Run again, it goes on where it st
 """
 
 import argparse
-import json
 import os
 import shlex
 import subprocess
@@ -19,6 +18,7 @@ from mmbert_jax.config import load
 from mmbert_jax.data.language_codes import describe_fit, language_key
 from mmbert_jax.data.sources import Fields, count_languages, find_inputs
 from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.files import check_folder, read_json, visible, write_json, write_text
 from mmbert_jax.metrics import duration
 from mmbert_jax.report.examples import masked_examples
 from mmbert_jax.report.plots import plot_losses, plot_shares
@@ -164,7 +164,7 @@ def run(name: str, command: str, number: str, out: Path) -> float:
     print(f"\n[{number}] {PHASE_TITLES.get(name, name)}", flush=True)
     marker = out / "done" / f"{name}.json"
     if marker.exists():
-        done = json.loads(marker.read_text(encoding="utf-8"))
+        done = read_json(marker)
         if done["command"] != command:
             raise UserError(
                 f"{out} was made with other options: this step was\n  {done['command']}\nand is now\n  {command}\n"
@@ -173,9 +173,7 @@ def run(name: str, command: str, number: str, out: Path) -> float:
         print(f"done already, in {duration(done['seconds'])}: {command}")
         return done["seconds"]
     seconds = execute(command, out)
-    partial = marker.with_suffix(".partial")
-    partial.write_text(json.dumps({"command": command, "seconds": seconds}), encoding="utf-8")
-    partial.replace(marker)
+    write_json(marker, {"command": command, "seconds": seconds})
     return seconds
 
 
@@ -220,7 +218,7 @@ def show_filled_masks(out: Path) -> None:
 
 def report(out: Path) -> None:
     """Prints the table of results, and writes it and the plots."""
-    merged = json.loads((out / "merged_held_out.json").read_text(encoding="utf-8"))
+    merged = read_json(out / "merged_held_out.json")
     results = {phase: final_groups(out / phase) for phase in STARTS_FROM} | {
         "merged": merged["held_out_groups"]
     }
@@ -230,8 +228,8 @@ def report(out: Path) -> None:
     print(
         f"\nHeld-out loss (nats a target) and accuracy, mean over the languages of each group:\n\n{table}\n"
     )
-    (out / "results.txt").write_text(table + "\n", encoding="utf-8")
-    (out / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    write_text(out / "results.txt", table + "\n")
+    write_json(out / "results.json", results)
 
     groups = read_config(out / "phase1")["eval"]["groups"]
     shares = {PHASE_TITLES[p]: language_shares(out / p) for p in STARTS_FROM}
@@ -249,7 +247,8 @@ def report(out: Path) -> None:
 def main() -> None:
     args, overrides = arguments()
     out = args.output
-    if out.exists() and any(out.iterdir()) and not (out / "done").is_dir():
+    check_folder(out, replace=True)
+    if out.exists() and visible(out) and not (out / "done").is_dir():
         raise UserError(
             f"{out} is not empty and was not made by this program: choose another --output"
         )

@@ -1,10 +1,10 @@
 """Writes the demo's text as JSONL (`language`, `text`): short documents in some 240 languages, from locale data."""
 
 import argparse
-import json
 from pathlib import Path
 
 from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.files import atomic_file, to_json
 
 EXAMPLE = """example:
   python tools/make_cldr_text.py --output cldr.jsonl --documents 160
@@ -35,17 +35,11 @@ def main() -> None:
     if args.output.exists():
         raise UserError(f"{args.output}: exists already; remove it or name another file")
     args.output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    partial = args.output.with_name(f".{args.output.name}.partial")
     languages = cldr_text.languages()
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            for language in languages:
-                for text in cldr_text.documents(language, args.documents):
-                    line = json.dumps({"language": language, "text": text}, ensure_ascii=False)
-                    file.write(line + "\n")
-        partial.rename(args.output)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(args.output) as file:
+        for language in languages:
+            for text in cldr_text.documents(language, args.documents):
+                file.write(to_json({"language": language, "text": text}) + "\n")
     size = args.output.stat().st_size
     print(
         f"{args.output}: {len(languages)} languages, {args.documents} documents each, {size / 1e6:.1f} MB"

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from mmbert_jax.config import complete
 from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.files import check_folder, visible
 from mmbert_jax.fingerprint import held_out_digests
 from mmbert_jax.merge.models import CHECKPOINT, check_alike, open_model
 from mmbert_jax.merge.output import merged_meta
@@ -25,8 +26,7 @@ EXAMPLE = """example:
       --density 0.2 0.5 0.8 --weights 1,1,1 0.5,0.5,2 --output runs/sweep
 """
 PLOT = "sweep.png"
-# With what an interrupted run may leave.
-OWN = {RESULTS, f"{RESULTS}.partial", PLOT, f".{PLOT}.tmp"}
+OWN = {RESULTS, PLOT}
 # `ema` averages a run's own checkpoints: nothing is gained from scoring what it starts from.
 SWEPT = [method for method in METHODS if method != "ema"]
 SETTINGS = sorted({name for method in SWEPT for name in METHODS[method]})
@@ -77,8 +77,9 @@ def parse_weights(given: list[str] | None) -> list[list[float] | None]:
 
 def main() -> None:
     args = parse_arguments()
-    found = {path.name for path in args.output.iterdir()} if args.output.is_dir() else set()
-    if found - OWN or args.output.is_file():
+    check_folder(args.output, replace=True)
+    found = {path.name for path in visible(args.output)} if args.output.is_dir() else set()
+    if found - OWN:
         raise UserError(f"--output {args.output} holds something that is no sweep; choose another")
     base = open_model(args.base) if args.base else None
     models = [open_model(path) for path in args.models]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from mmbert_jax.config import load
 from mmbert_jax.data.mixture import describe
-from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.errors import run_main
+from mmbert_jax.files import check_file
 from mmbert_jax.report.counts import compare
 from mmbert_jax.report.plots import plot_shares
 from mmbert_jax.report.runs import mixture_of, shares_by_language
@@ -34,10 +35,8 @@ def main() -> None:
         help="compare each phase's shares with counts of tokens; languages are in column `language`",
     )
     arguments = parser.parse_args()
-    if arguments.output and not arguments.output.parent.is_dir():
-        raise UserError(
-            f"--output {arguments.output}: the folder {arguments.output.parent} does not exist"
-        )
+    if arguments.output:
+        check_file(arguments.output)
 
     by_phase = {}
     for name in arguments.config:

@@ -7,7 +7,8 @@ manifests of the corpora. Works while a run goes on.
 import argparse
 from pathlib import Path
 
-from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.errors import run_main
+from mmbert_jax.files import check_file, write_text
 from mmbert_jax.report.page import report_page
 
 
@@ -22,12 +23,8 @@ def main() -> None:
     )
     parser.add_argument("--output", required=True, type=Path, help="HTML file to write")
     arguments = parser.parse_args()
-    if not arguments.output.parent.is_dir():
-        raise UserError(f"--output {arguments.output}: {arguments.output.parent} does not exist")
-    page = report_page(arguments.run)
-    partial = arguments.output.with_name(f".{arguments.output.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(arguments.output)
+    check_file(arguments.output)
+    write_text(arguments.output, report_page(arguments.run))
     print(f"wrote {arguments.output}")
 
 

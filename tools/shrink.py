@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from mmbert_jax.checkpoint import restore_params, save_params
-from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.errors import run_main
+from mmbert_jax.files import check_folder
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.surgery.shrink import pick_layers, shrink, shrunk_meta, smaller_config
 
@@ -37,8 +38,7 @@ def main() -> None:
     parser.add_argument("--intermediate_size", type=int, help="of the GLU; default: as it is")
     parser.add_argument("--output", required=True, type=Path, help="the checkpoint's folder, new")
     args = parser.parse_args()
-    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
-        raise UserError(f"{args.output} is not empty: choose another --output, or remove it first")
+    check_folder(args.output)
 
     params, meta = restore_params(args.checkpoint)
     config = ModelConfig.from_config(meta["config"]["model"])

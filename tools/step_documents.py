@@ -5,7 +5,6 @@ of the config, so nothing has to be recorded for this while a run goes on.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -16,6 +15,7 @@ from mmbert_jax.config import complete
 from mmbert_jax.data.pipeline import find_corpora
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.files import to_json
 from mmbert_jax.report.runs import steps_and_evaluations
 from mmbert_jax.report.steps import rows_of_step, seen
 from mmbert_jax.rollback import read_stretches
@@ -60,7 +60,7 @@ def main() -> None:
         )
     for record in records:
         if chosen in (None, record["microbatch"]):
-            print(json.dumps(record, ensure_ascii=False) if arguments.json else describe(record))
+            print(to_json(record) if arguments.json else describe(record))
 
 
 def describe(record: dict) -> str:

@@ -1,9 +1,7 @@
 """Trains a tokeniser like Gemma's: sentencepiece BPE with byte fallback, single digits, special tokens 0 to 4."""
 
 import argparse
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 from mmbert_jax.data.sampling import sample_sentences
@@ -11,6 +9,7 @@ from mmbert_jax.data.sources import Fields, find_inputs
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.data.train_tokenizer import SMALLEST, read_documents, train
 from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.files import atomic_folder, check_folder
 from mmbert_jax.hf.tokenizer import to_hf_files
 
 EXAMPLE = """example:
@@ -73,8 +72,7 @@ def main() -> None:
     ):
         if not valid:
             raise UserError(f"--{name} is {getattr(args, name)}; it has to be {what}")
-    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())):
-        raise UserError(f"{args.output}: exists and is not an empty folder; name a new one")
+    check_folder(args.output)
     inputs, passed_over = find_inputs(args.input, language=None, default_language="")
     if passed_over:
         print(f"passed over {passed_over} files with other endings", file=sys.stderr)
@@ -84,17 +82,9 @@ def main() -> None:
     if not used:
         raise UserError(f"{args.input[0]}: no text; check --input and --text_field")
     model = train(sample, args.vocab_size, args.character_coverage)
-    args.output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(
-        tempfile.mkdtemp(prefix=f".{args.output.name}.partial-", dir=args.output.absolute().parent)
-    )
-    try:
-        (partial / "tokenizer.model").write_bytes(model)
-        to_hf_files(load_tokenizer(partial / "tokenizer.model"), partial, args.max_length)
-        partial.chmod(0o755)
-        partial.rename(args.output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with atomic_folder(args.output) as folder:
+        (folder / "tokenizer.model").write_bytes(model)
+        to_hf_files(load_tokenizer(folder / "tokenizer.model"), folder, args.max_length)
     print(
         f"{args.output}: {args.vocab_size} pieces from {used:,} sentences, {len(sample)} languages"
     )

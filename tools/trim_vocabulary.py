@@ -5,13 +5,12 @@ Where all tokens of a text were kept, the tokens and the hidden states are the s
 """
 
 import argparse
-import shutil
-import tempfile
 from pathlib import Path
 
 from mmbert_jax.checkpoint import restore_params
 from mmbert_jax.data.sources import Fields, find_inputs
 from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.files import hidden_folder
 from mmbert_jax.hf.export import check_output, export_hf
 from mmbert_jax.inference.checkpoint_tokenizer import checkpoint_tokenizer
 from mmbert_jax.run import is_run
@@ -83,13 +82,9 @@ def main() -> None:
     if is_run(args.model):
         params, meta = restore_params(args.model)
         # Exported first, to a folder that goes again.
-        args.output.absolute().parent.mkdir(parents=True, exist_ok=True)
-        whole = Path(tempfile.mkdtemp(prefix=".whole-", dir=args.output.absolute().parent))
-        try:
-            export_hf(whole, params, meta, checkpoint_tokenizer(meta, args.tokenizer))
-            report = trim(whole)
-        finally:
-            shutil.rmtree(whole, ignore_errors=True)
+        with hidden_folder(args.output) as folder:
+            export_hf(folder / "whole", params, meta, checkpoint_tokenizer(meta, args.tokenizer))
+            report = trim(folder / "whole")
     else:
         report = trim(args.model)
     print(table(report))

@@ -11,16 +11,12 @@ in stage 2. On disk the spill takes 4 bytes a token until the corpus is complete
 """
 
 import array
-import fcntl
 import hashlib
 import itertools
-import json
 import multiprocessing
 import os
-import re
 import shutil
 import signal
-import tempfile
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -60,6 +56,7 @@ from mmbert_jax.data.spill import (
 from mmbert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from mmbert_jax.data.tokenizer_identity import describe_tokenizer
 from mmbert_jax.errors import UserError
+from mmbert_jax.files import atomic_folder, check_folder, write_json
 
 TOKENIZER_FOLDER = "tokenizer"
 
@@ -103,11 +100,12 @@ def prepare_corpus(
       overwrite: whether to replace a corpus.
 
     Raises:
-      UserError: bad input, an output folder that holds something else, no space left on the disk.
+      UserError: bad input, or an output folder that holds something else.
+      OSError: no space left on the disk; names `output`.
     """
     check_output(output, overwrite)
     tokenizer = load_tokenizer(settings.tokenizer)
-    with _partial_folder(output) as partial, _run_jobs(workers, settings) as run:
+    with atomic_folder(output, replace=True) as partial, _run_jobs(workers, settings) as run:
         spill = partial / "spill"
         spill.mkdir()
         spills, totals = _tokenize(inputs, run, spill)
@@ -134,9 +132,7 @@ def prepare_corpus(
             "bytes": totals["bytes"],
             "row_lengths": row_lengths,
         }
-        text = json.dumps(manifest, ensure_ascii=False, indent=1) + "\n"
-        (partial / MANIFEST).write_text(text, encoding="utf-8")
-        _publish(partial, output)
+        write_json(partial / MANIFEST, manifest)
     return manifest
 
 
@@ -145,10 +141,9 @@ def prepare_corpus(
 
 def check_output(output: Path, overwrite: bool) -> None:
     """UserError unless `output` may be written: absent, empty, or a corpus of ours that is to be replaced."""
+    check_folder(output, replace=True)
     if not output.exists():
         return
-    if not output.is_dir():
-        raise UserError(f"{output}: is a file; name a folder")
     found = {path.name for path in output.iterdir()}
     if not found:
         return
@@ -172,67 +167,6 @@ def _files_of_corpus(folder: Path) -> set[str]:
         for split in splits.values():
             files |= {shard["file"] for shard in split["shards"]}
     return files
-
-
-@contextmanager
-def _partial_folder(output: Path) -> Iterator[Path]:
-    """A hidden folder beside `output`, gone when the work has failed or was interrupted."""
-    partial = lock = None
-    parent, prefix = output.absolute().parent, f".{output.absolute().name}.partial-"
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(parent, prefix)
-        partial = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-        lock = _lock(partial)
-        partial.chmod(0o777 & ~_umask())  # mkdtemp's folders are for their owner alone
-        yield partial
-    except OSError as error:
-        where = error.filename or output
-        raise UserError(
-            f"{where}: {error.strerror or error}; nothing was written to {output}"
-        ) from error
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
-
-
-def _remove_abandoned(parent: Path, prefix: str) -> None:
-    """Removes what a killed preparation of the same corpus has left; one that is still at work holds a lock."""
-    for folder in parent.iterdir():
-        if re.fullmatch(re.escape(prefix) + "[a-z0-9_]{8}", folder.name):  # as mkdtemp names them
-            lock = _lock(folder)
-            if lock is not None:
-                shutil.rmtree(folder)
-                os.close(lock)
-
-
-def _lock(folder: Path) -> int | None:
-    """An open folder that no other process holds locked, until it is closed; None where that cannot be had."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held by another process, or a file system without locks
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _publish(partial: Path, output: Path) -> None:
-    if output.exists() and any(output.iterdir()):
-        old = Path(tempfile.mkdtemp(prefix=f".{output.name}.old-", dir=output.absolute().parent))
-        output.rename(old)
-        partial.rename(output)
-        shutil.rmtree(old)
-    else:
-        partial.rename(output)
 
 
 def _copy_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:

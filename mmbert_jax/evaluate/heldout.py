@@ -4,9 +4,7 @@ python -m mmbert_jax.evaluate.heldout --checkpoint RUN --corpus CORPUS --output 
 """
 
 import argparse
-import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from mmbert_jax.config import complete
 from mmbert_jax.data.language_codes import meant_by
 from mmbert_jax.data.pipeline import find_corpora, held_out_batches
 from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.files import check_file, write_json
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.row_keys import in_words
 from mmbert_jax.parallel.mesh import make_mesh
@@ -197,6 +196,8 @@ def main() -> None:
     args = _arguments()
     if args.draws < 1:
         raise UserError(f"--draws is {args.draws}: it has to be at least 1")
+    if args.output:
+        check_file(args.output)
     params, meta = restore_params(args.checkpoint)
     if "data" not in meta["config"] or "eval" not in meta["config"]:
         raise UserError(
@@ -220,9 +221,7 @@ def main() -> None:
     groups = by_group(results, config.eval.groups)
     print(group_table(groups))
     if args.output:
-        partial = args.output.with_name(args.output.name + ".partial")
-        partial.write_text(json.dumps({"held_out": results, "held_out_groups": groups}, indent=1))
-        os.replace(partial, args.output)
+        write_json(args.output, {"held_out": results, "held_out_groups": groups})
         print(f"wrote {args.output}")
 
 

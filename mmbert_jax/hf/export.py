@@ -1,9 +1,6 @@
 """From a checkpoint's parameters to a folder that `transformers`' Auto classes load."""
 
 import contextlib
-import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import numpy as np
 from mmbert_jax.checksums import sha256
 from mmbert_jax.data.tokenizer import Tokenizer
 from mmbert_jax.errors import UserError
+from mmbert_jax.files import atomic_folder, check_folder, read_json, write_json, write_text
 from mmbert_jax.hf.config import SPECIAL_IDS, to_hf
 from mmbert_jax.hf.model_card import model_card
 from mmbert_jax.hf.names import to_theirs
@@ -76,14 +74,14 @@ def export_hf(
     with new_folder(output, phase=meta.get("phase"), step=meta.get("step")) as folder:
         save_weights(folder, tensors, max_shard_bytes)
         check_written(folder, tensors)
-        (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+        write_json(folder / "config.json", fields)
         if isinstance(tokenizer, CopiedTokenizer):
             copy_files(tokenizer, folder)
         else:
             to_hf_files(tokenizer, folder, max_positions)
         count = sum(x.size for x in tensors.values())
-        (folder / "README.md").write_text(
-            model_card(output.name, meta, fields, count, held_out_groups), encoding="utf-8"
+        write_text(
+            folder / "README.md", model_card(output.name, meta, fields, count, held_out_groups)
         )
         return compare_with_transformers(folder)
 
@@ -102,30 +100,21 @@ def new_folder(output: Path, **note: object) -> Iterator[Path]:
       UserError: the output folder holds something else.
     """
     check_output(output)
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    partial = output.absolute().parent / f".{output.name}.partial-{os.getpid()}"
-    partial.mkdir()
-    try:
-        yield partial
+    with atomic_folder(output, replace=True) as folder:
+        yield folder
         marker = {
             "written_by": "mmbert_jax",
             **note,
-            "files": {path.name: sha256(path) for path in sorted(partial.iterdir())},
+            "files": {path.name: sha256(path) for path in sorted(folder.iterdir())},
         }
-        (partial / MARKER).write_text(json.dumps(marker, indent=2) + "\n")
-        if output.exists():
-            shutil.rmtree(output)
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        write_json(folder / MARKER, marker)
 
 
 def check_output(output: Path) -> None:
     """Raises a `UserError` unless the folder is absent, empty, or an earlier export with nothing added to it."""
+    check_folder(output, replace=True)
     if not output.exists():
         return
-    if not output.is_dir():
-        raise UserError(f"{output} is a file; give a folder")
     found = {path.name for path in output.iterdir()}
     if not found:
         return
@@ -133,7 +122,7 @@ def check_output(output: Path) -> None:
         raise UserError(
             f"{output} holds files that no export wrote ({sorted(found)[0]}, ...); give an empty folder"
         )
-    foreign = sorted(found - {MARKER} - set(json.loads((output / MARKER).read_text())["files"]))
+    foreign = sorted(found - {MARKER} - set(read_json(output / MARKER)["files"]))
     if foreign:
         raise UserError(
             f"{output} holds an export and something else ({foreign[0]}); move that away or give an empty folder"

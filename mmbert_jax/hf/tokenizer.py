@@ -15,6 +15,7 @@ from mmbert_jax.data.special_ids import BOS, EOS, MASK, PAD, PIECES, UNK
 from mmbert_jax.data.tokenizer import TOKENIZER_JSON, SentencePieceTokenizer, Tokenizer
 from mmbert_jax.data.tokenizer_identity import is_recorded
 from mmbert_jax.errors import UserError
+from mmbert_jax.files import write_json
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 # What `AutoTokenizer` reads of a model whose tokeniser is not this project's.
@@ -121,8 +122,8 @@ def to_hf_files(tokenizer: Tokenizer, folder: str | Path, model_max_length: int)
         "padding_side": "right",
     }
     folder = Path(folder)
-    _write_json(folder / TOKENIZER_JSON, description)
-    _write_json(folder / TOKENIZER_CONFIG, config)
+    write_json(folder / TOKENIZER_JSON, description)
+    write_json(folder / TOKENIZER_CONFIG, config)
 
 
 def _from_sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
@@ -146,7 +147,3 @@ def _template() -> dict[str, Any]:
             PIECES[i]: {"id": PIECES[i], "ids": [i], "tokens": [PIECES[i]]} for i in (BOS, EOS)
         },
     }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

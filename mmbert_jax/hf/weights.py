@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mmbert_jax.errors import UserError
+from mmbert_jax.files import write_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -28,19 +31,29 @@ def save_weights(folder: Path, tensors: dict[str, np.ndarray], max_shard_bytes: 
             filled = 0
         shards[-1][name] = tensor
         filled += tensor.nbytes
-    # `transformers` refuses files that do not say which framework's layout they have; "pt" is what it writes itself.
-    metadata = {"format": "pt"}
     if len(shards) == 1:
-        save_file(shards[0], folder / SINGLE, metadata=metadata)
+        _save(shards[0], folder / SINGLE)
         return
     weight_map = {}
     for i, shard in enumerate(shards, start=1):
         file = f"model-{i:05}-of-{len(shards):05}.safetensors"
-        save_file(shard, folder / file, metadata=metadata)
+        _save(shard, folder / file)
         weight_map |= dict.fromkeys(shard, file)
     total = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    write_json(folder / INDEX, index)
+
+
+def _save(tensors: dict[str, np.ndarray], path: Path) -> None:
+    # `transformers` refuses files that do not say which framework's layout they have; "pt" is what it writes itself.
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if not found:
+            raise OSError(f"{path} cannot be written: {error}") from error
+        number = int(found.group(1))
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def load_weights(folder: Path) -> dict[str, np.ndarray]:

@@ -8,7 +8,6 @@ Letters: N texts, B rows of a batch, L row length, S texts in a row, D hidden si
 import argparse
 import functools
 import io
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.files import to_json
 from mmbert_jax.inference import stream
 from mmbert_jax.inference.load import Model, load, tokenise, use_compile_cache
 from mmbert_jax.inference.rows import Batch, batch_arrays, plan
@@ -118,7 +118,7 @@ def _pool(hidden, segment_ids, pooling: str, slots: int, normalise: bool) -> jax
 def jsonl_bytes(record: stream.Record, ids: list[int], vector: np.ndarray) -> list[bytes]:
     """`{"id": ..., "embedding": [...]}`; of several vectors `{"id": ..., "token_ids": [...], "embeddings": [...]}`."""
     _check_finite(record, vector)
-    name = json.dumps(record.id, ensure_ascii=False)
+    name = to_json(record.id)
     if vector.ndim == 1:
         return [f'{{"id": {name}, "embedding": {_numbers(vector)}}}\n'.encode()]
     vectors = ", ".join(map(_numbers, vector))
@@ -133,7 +133,7 @@ def npy_bytes(
     with np.errstate(over="ignore"):  # is reported here
         vector = vector.astype(dtype)
     _check_finite(record, vector)
-    return [vector.tobytes(), (json.dumps(record.id, ensure_ascii=False) + "\n").encode()]
+    return [vector.tobytes(), (to_json(record.id) + "\n").encode()]
 
 
 def npy_header(rows: int, size: int, dtype: np.dtype) -> bytes:

@@ -6,7 +6,6 @@ Letters: B rows of a batch, L row length, M masks, D hidden size.
 import argparse
 import dataclasses
 import functools
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from mmbert_jax.data.special_ids import MASK, PIECES
 from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.files import to_json
 from mmbert_jax.inference import stream
 from mmbert_jax.inference.load import Model, load, tokenise, use_compile_cache
 from mmbert_jax.inference.rows import Batch, batch_arrays, plan
@@ -148,7 +148,7 @@ def jsonl_bytes(
     """`{"id": ..., "masks": [[{"token_id": ..., "token": ..., "probability": ...}, ...], ...]}`."""
     del ids
     value = {"id": record.id, "masks": [[dataclasses.asdict(p) for p in mask] for mask in masks]}
-    return [(json.dumps(value, ensure_ascii=False) + "\n").encode()]
+    return [(to_json(value) + "\n").encode()]
 
 
 def main() -> None:

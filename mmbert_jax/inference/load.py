@@ -116,17 +116,27 @@ def _fingerprint(params: Mapping, config: ModelConfig, tokenizer: Tokenizer) -> 
     return digest.hexdigest()
 
 
-def use_compile_cache(folder: str | Path | None = None) -> Path:
+def use_compile_cache(folder: str | Path | None = None) -> Path | None:
     """Keeps compiled programs on disk, so that the next process with the same shapes does not compile them again.
 
     To be called before anything is compiled.
 
     Args:
       folder: None takes $JAX_COMPILATION_CACHE_DIR, or else `mmbert_jax/compiled` in the user's cache folder.
+
+    Returns:
+      The folder; None, and nothing is kept, for a user who has none.
     """
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = folder or os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    folder = Path(folder or Path(caches) / "mmbert_jax" / "compiled").absolute()
+    if not folder:
+        try:
+            caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        except (
+            RuntimeError
+        ):  # a user without HOME and without an entry in passwd, as in many containers
+            return None
+        folder = Path(caches) / "mmbert_jax" / "compiled"
+    folder = Path(folder).absolute()
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return folder

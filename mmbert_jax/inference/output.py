@@ -1,15 +1,24 @@
 """Output files that grow together, and can be gone on with after the process was killed at any moment."""
 
-import fcntl
 import hashlib
 import json
 import os
 import sys
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from mmbert_jax.errors import UserError
+from mmbert_jax.files import (
+    check_file,
+    naming,
+    read_json,
+    to_json,
+    try_lock,
+    write_json,
+    write_whole,
+)
 
 PARTIAL, STATE = ".partial", ".state.json"
 
@@ -38,8 +47,7 @@ class Output:
         self._state_path = _beside(paths[0], STATE)
         self._settings = settings
         for path in paths:
-            if not path.absolute().parent.is_dir():
-                raise UserError(f"{path}: the folder {path.parent} does not exist")
+            check_file(path)
         self.state = {
             "settings": settings,
             "records": 0,
@@ -66,8 +74,8 @@ class Output:
 
     def append(self, parts: Sequence[bytes]) -> None:
         """Appends one part to each file."""
-        for file, part in zip(self._files, parts, strict=True):
-            file.write(part)
+        for path, file, part in zip(self._paths, self._files, parts, strict=True):
+            write_whole(file.fileno(), part, path)
 
     def commit(self, records: int, cut: int, sha256: str) -> None:
         """Makes what was appended last, as so many records with so many texts cut."""
@@ -83,7 +91,7 @@ class Output:
     def finish(self, header: bytes = b"") -> None:
         """Gives the files their names, after writing `header` over the start of the first."""
         self._files[0].seek(0)
-        self._files[0].write(header)
+        write_whole(self._files[0].fileno(), header, self._paths[0])
         self._sync()
         self.close()
         self.state["complete"] = True
@@ -96,8 +104,8 @@ class Output:
             file.close()
 
     def _read_state(self) -> None:
-        state = json.loads(self._state_path.read_text(encoding="utf-8"))
-        theirs, ours = state["settings"], json.loads(json.dumps(self._settings))
+        state = read_json(self._state_path)
+        theirs, ours = state["settings"], json.loads(to_json(self._settings))
         if differing := [key for key in ours | theirs if ours.get(key) != theirs.get(key)]:
             key = differing[0]
             raise UserError(
@@ -106,19 +114,18 @@ class Output:
             )
         self.state = state
 
-    def _open(self) -> list[BinaryIO]:
+    def _open(self) -> list[FileIO]:
         """The partial files, locked, and as they were at the last commit."""
         files = []
         try:
             for path, size in zip(self._paths, self.state["sizes"], strict=True):
                 partial = _beside(path, PARTIAL)
                 partial.touch()
-                file = partial.open("r+b")
+                # Unbuffered: what a full disk refuses would be tried again, and fail again, when the file is closed.
+                file = partial.open("r+b", buffering=0)
                 files.append(file)
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise UserError(f"{partial}: another process is writing it") from None
+                if try_lock(file) is False:
+                    raise UserError(f"{partial}: another process is writing it")
                 if (found := os.fstat(file.fileno()).st_size) < size:
                     raise UserError(
                         f"{partial} has {found:,} bytes, but {size:,} were written: remove it and {self._state_path}"
@@ -126,25 +133,20 @@ class Output:
                     )
                 file.truncate(size)
                 file.seek(size)
-        except UserError:
+            self._write_state()
+        except BaseException:
             for file in files:
                 file.close()
             raise
-        self._write_state()
         return files
 
     def _sync(self) -> None:
-        for file in self._files:
-            file.flush()
-            os.fsync(file.fileno())
+        for path, file in zip(self._paths, self._files, strict=True):
+            with naming(path):
+                os.fsync(file.fileno())
 
     def _write_state(self) -> None:
-        partial = _beside(self._state_path, PARTIAL)
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(self.state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self._state_path)
+        write_json(self._state_path, self.state)
 
     def _rename(self) -> None:
         """Again where a process was killed in the midst of it."""

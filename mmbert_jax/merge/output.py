@@ -1,7 +1,5 @@
 """Writing a merged model: a checkpoint from checkpoints, a Hugging Face folder from Hugging Face folders."""
 
-import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from flax.traverse_util import unflatten_dict
 
 from mmbert_jax.checkpoint import Meta, save_params
 from mmbert_jax.errors import UserError
+from mmbert_jax.files import atomic_folder, check_folder, write_json, write_text
 from mmbert_jax.hf.export import check_output, check_written, new_folder
 from mmbert_jax.hf.model_card import FRONT_MATTER, USAGE
 from mmbert_jax.hf.weights import save_weights
@@ -36,8 +35,8 @@ def check_target(output: Path, models: Iterable[StoredModel]) -> None:
             )
     if models[0].kind != CHECKPOINT:
         check_output(output)
-    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} is not empty: choose another --output, or remove it first")
+    else:
+        check_folder(output)
 
 
 def write_merged(
@@ -111,16 +110,9 @@ def _parent(model: StoredModel) -> dict[str, Any]:
 
 
 def _write_checkpoint(output: Path, tensors: dict, meta: Meta, report: dict) -> None:
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    partial = output.absolute().parent / f".{output.name}.partial-{os.getpid()}"
-    try:
-        save_params(partial, unflatten_dict(tensors, sep="/"), meta)
-        (partial / REPORT).write_text(json.dumps(report, indent=1) + "\n")
-        if output.exists():
-            output.rmdir()  # empty
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with atomic_folder(output) as folder:
+        save_params(folder, unflatten_dict(tensors, sep="/"), meta)
+        write_json(folder / REPORT, report)
 
 
 def _write_folder(output: Path, tensors: dict, first: StoredModel, report: dict) -> None:
@@ -131,8 +123,8 @@ def _write_folder(output: Path, tensors: dict, first: StoredModel, report: dict)
         for pattern in COPIED:
             for file in sorted(source.glob(pattern)):
                 shutil.copyfile(file, folder / file.name)
-        (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
-        (folder / "README.md").write_text(_card(output.name, report), encoding="utf-8")
+        write_json(folder / REPORT, report)
+        write_text(folder / "README.md", _card(output.name, report))
 
 
 def _card(name: str, report: Mapping[str, Any]) -> str:

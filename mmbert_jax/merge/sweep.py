@@ -1,8 +1,6 @@
 """Merges in many ways, scored by held-out loss: which density and which weights suit which group of languages."""
 
 import itertools
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from mmbert_jax.checks import check_corpus
 from mmbert_jax.checksums import sha256
 from mmbert_jax.errors import UserError
 from mmbert_jax.evaluate.heldout import Results, by_group, evaluate
+from mmbert_jax.files import read_json, write_json
 from mmbert_jax.merge.models import StoredModel
 from mmbert_jax.merge.recipe import Recipe, make_recipe, merge
 from mmbert_jax.parallel.mesh import make_mesh
@@ -97,7 +96,7 @@ def sweep(
     path = folder / RESULTS
     points = {}
     if path.exists():
-        found = json.loads(path.read_text())
+        found = read_json(path)
         if changed := _changes(found["inputs"], inputs):
             raise UserError(
                 f"{path} is a sweep over something else: {changed}; choose another --output"
@@ -174,6 +173,4 @@ def _line(name: str, point: Mapping[str, Any]) -> str:
 
 
 def _write(path: Path, inputs: Mapping[str, Any], points: Mapping[str, Any]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps({"inputs": inputs, "points": points}, indent=1) + "\n")
-    os.replace(partial, path)
+    write_json(path, {"inputs": inputs, "points": points})

@@ -34,7 +34,7 @@ from jax._src import distributed  # the service's store of keys and values has n
 from jax.experimental import multihost_utils
 
 from mmbert_jax import watchdog
-from mmbert_jax.errors import UserError
+from mmbert_jax.errors import UserError, explain
 
 # Exit status of a run that ended early and goes on when the same command is run again: EX_TEMPFAIL of sysexits.h.
 RESTART = 75
@@ -307,7 +307,7 @@ def fail(error: BaseException) -> NoReturn:
         end(_LOST, RESTART)
     if isinstance(error, NoAnswer):
         end(str(error), RESTART)
-    text = _explain(error)
+    text = explain(error)
     if text is None:
         traceback.print_exception(error)
     end(text or repr(error), 1 if text is None else 2)
@@ -443,11 +443,6 @@ def _say_why_jax_aborts(job: _Job) -> None:
 _handlers: list[Any] = []  # kept alive
 
 
-def _explain(error: BaseException) -> str | None:
-    """What is wrong in words, where bad input or the disk is; None for a fault of the program."""
-    return str(error) if isinstance(error, UserError | OSError) else None
-
-
 def _apart(act: Callable[[], Any], stage: str) -> Any:
     token = _inside.set(f"the stage '{stage}'" if stage else "once() or everywhere()")
     try:
@@ -461,7 +456,7 @@ def _attempt(act: Callable[[], Any], stage: str) -> tuple[Any, str]:
     try:
         return _apart(act, stage), ""
     except Exception as error:
-        text = _explain(error)
+        text = explain(error)
         if text is None:
             traceback.print_exc()
         return None, text or repr(error)

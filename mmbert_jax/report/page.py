@@ -12,12 +12,12 @@ from typing import Any
 
 from mmbert_jax.config import flatten
 from mmbert_jax.errors import UserError
-from mmbert_jax.goodput import KINDS, TIMELINE, Goodput, goodput, read_timeline
+from mmbert_jax.goodput import KINDS, Goodput, goodput, read_timeline
 from mmbert_jax.metrics import duration, si
 from mmbert_jax.report.plots import plot_losses, plot_shares
 from mmbert_jax.report.run_figures import curve_figure, held_out_figure, shares_figure
 from mmbert_jax.report.runs import language_shares, steps_and_evaluations
-from mmbert_jax.run import read_config
+from mmbert_jax.run import TIMELINE, read_config
 
 KIND_COLOURS = {
     "step": "#3c8d53",

@@ -9,6 +9,7 @@ from matplotlib import rcParams
 from matplotlib.figure import Figure  # drawn straight to files: no display, no global state
 from matplotlib.lines import Line2D
 
+from mmbert_jax.files import atomic_file
 from mmbert_jax.report.runs import steps_and_evaluations
 
 
@@ -147,7 +148,5 @@ def plot_sweep(points: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Writes to a hidden neighbour first: an interrupted report leaves no half of an image."""
-    partial = path.with_name(f".{path.name}.tmp")
-    figure.savefig(partial, format="png", dpi=120)
-    partial.replace(path)
+    with atomic_file(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=120)

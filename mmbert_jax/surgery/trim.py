@@ -12,6 +12,7 @@ import numpy as np
 from mmbert_jax.data.sources import Document, Fields, Input, parse_chunk, read_chunks
 from mmbert_jax.data.tokenizer import TOKENIZER_JSON, HuggingFaceTokenizer
 from mmbert_jax.errors import UserError
+from mmbert_jax.files import to_json, write_json, write_text
 from mmbert_jax.hf.export import check_output, check_written, new_folder
 from mmbert_jax.hf.weights import open_weights, save_weights
 from mmbert_jax.surgery.vocabulary import check_supported, ids_to_keep, trim_description
@@ -86,9 +87,7 @@ def trim_vocabulary(
 
     with new_folder(output, phase="trimmed") as folder:
         trimmed = trim_description(description, keep)
-        (folder / TOKENIZER_JSON).write_text(
-            json.dumps(trimmed, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-        )
+        write_json(folder / TOKENIZER_JSON, trimmed)
         after = HuggingFaceTokenizer(folder / TOKENIZER_JSON)
         costs = _compare(before, after, keep, inputs, fields, languages)
         sizes = _trim_model(source, folder, keep)
@@ -102,9 +101,9 @@ def trim_vocabulary(
             },
             "kept_ids": keep,
         }
-        (folder / REPORT).write_text(json.dumps(report) + "\n")
+        write_text(folder / REPORT, to_json(report) + "\n")  # tens of thousands of ids on one line
         card = f"# {output.name}\n\n`{source.name}` with a vocabulary of {len(keep):,} tokens; see `{REPORT}`.\n"
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        write_text(folder / "README.md", card)
     return report
 
 
@@ -228,14 +227,13 @@ def _trim_model(source: Path, folder: Path, keep: Sequence[int]) -> dict[str, di
     for name, value in fields.items():
         if name.endswith("_token_id") and value in new_id:
             fields[name] = new_id[value]
-    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n")
+    write_json(folder / "config.json", fields)
     if (source / TOKENIZER_CONFIG).is_file():
         config = json.loads((source / TOKENIZER_CONFIG).read_text(encoding="utf-8"))
         if "added_tokens_decoder" in config:
             added = config["added_tokens_decoder"].items()
             config["added_tokens_decoder"] = {str(new_id[int(i)]): token for i, token in added}
-        text = json.dumps(config, ensure_ascii=False, indent=1) + "\n"
-        (folder / TOKENIZER_CONFIG).write_text(text, encoding="utf-8")
+        write_json(folder / TOKENIZER_CONFIG, config)
     for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)

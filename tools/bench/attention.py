@@ -8,9 +8,7 @@ several. `useful` TFLOP/s count scores that the mask leaves: 4 H D of them a pai
 import argparse
 import dataclasses
 import functools
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from timing import CALLS, matmul_peak, time_of
 
+from mmbert_jax.errors import run_main
+from mmbert_jax.files import check_file, write_json
 from mmbert_jax.kernels.attention import attention, implementation_for
 from mmbert_jax.kernels.ranges import Ranges, ranges
 
@@ -85,6 +85,8 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
+    if arguments.output:
+        check_file(arguments.output)
 
     dtype, device = jnp.dtype(arguments.dtype), jax.devices()[0]
     peak = matmul_peak(dtype)
@@ -114,7 +116,7 @@ def main() -> None:
                 "head_dim": arguments.head_dim,
                 "cases": results,
             }
-            arguments.output.write_text(json.dumps(summary, indent=2))
+            write_json(arguments.output, summary)
 
 
 def cases(arguments) -> list[Case]:
@@ -305,4 +307,4 @@ def torch_implementations(case: Case, shape, dtype, repeats: int, wanted: list[s
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

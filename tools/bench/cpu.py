@@ -14,7 +14,6 @@ The last column is the ratio that would be reached if our side did nothing but i
 import argparse
 import datetime
 import functools
-import json
 import os
 import platform
 import statistics
@@ -31,6 +30,7 @@ from transformers import ModernBertConfig, ModernBertForMaskedLM
 
 from mmbert_jax.config import load
 from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.files import check_file, write_json
 from mmbert_jax.flops import forward_flops_per_token, step_flops_per_token
 from mmbert_jax.hf.config import to_hf
 from mmbert_jax.hf.names import to_theirs
@@ -79,6 +79,8 @@ def main() -> None:
         help="training steps, 30%% masked (default small:1024x1 base:1024x1)",
     )
     arguments = parser.parse_args()
+    if arguments.output:
+        check_file(arguments.output)
     torch.set_num_threads(arguments.threads)
 
     jobs = [
@@ -104,7 +106,7 @@ def main() -> None:
         )
         if arguments.output:  # after each, since the whole takes long
             report = machine(arguments) | {"matmul_flops": peak, "results": results}
-            arguments.output.write_text(json.dumps(report, indent=2))
+            write_json(arguments.output, report)
 
 
 def matmul_rate(repeats: int = 15) -> float:

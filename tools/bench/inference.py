@@ -9,7 +9,6 @@ Only real tokens are counted, never padding. The engines take turns, run by run.
 import argparse
 import dataclasses
 import importlib.util
-import json
 import os
 import platform
 import shlex
@@ -35,6 +34,7 @@ from transformers import ModernBertConfig, ModernBertModel
 
 from mmbert_jax.data.special_ids import BOS, EOS
 from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.files import atomic_file, write_json, write_text
 from mmbert_jax.hf.config import to_hf
 from mmbert_jax.hf.names import to_theirs
 from mmbert_jax.inference.load import load, use_compile_cache
@@ -276,7 +276,8 @@ def plot(results: Sequence[dict], title: str, path: Path) -> None:
     axes.set_xticks(range(len(kinds)), kinds)
     axes.set(ylabel="tokens/s (padding not counted)", title=title)
     axes.legend()
-    figure.savefig(path, dpi=150)
+    with atomic_file(path, "wb") as file:
+        figure.savefig(file, dpi=150)
 
 
 def machine() -> dict[str, str | int]:
@@ -384,11 +385,10 @@ def main() -> None:
 def write(folder: Path, details: dict, results: list[dict]) -> None:
     """`inference.json`, `.md` and `.png`; prints the table."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(details | {"results": results}, indent=1)
-    (folder / "inference.json").write_text(content + "\n", encoding="utf-8")
+    write_json(folder / "inference.json", details | {"results": results})
     shown = "\n".join(f"- {name}: {value}" for name, value in details.items())
     text = f"# Encoding, tokens a second\n\n{table(results)}\n\n{shown}\n"
-    (folder / "inference.md").write_text(text, encoding="utf-8")
+    write_text(folder / "inference.md", text)
     plot(results, f"{details['device']}, {details['dtype']}", folder / "inference.png")
     print(f"\n{text}\nwrote {folder}/inference.json, .md and .png")
 

@@ -8,7 +8,6 @@ Runs in the environment that `bash tools/setup_env.sh aot` makes.
 """
 
 import argparse
-import json
 import os
 from pathlib import Path
 
@@ -22,6 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from mmbert_jax.config import load
+from mmbert_jax.errors import run_main
+from mmbert_jax.files import check_file, write_json
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import bind, init_params
 from mmbert_jax.parallel import hardware, hlo
@@ -71,6 +72,8 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
+    if args.output:
+        check_file(args.output)
     results = []
     for name in args.targets:
         target, _, shape = name.partition(":")
@@ -84,8 +87,8 @@ def main() -> None:
             flush=True,
         )
     if args.output:
-        args.output.write_text(json.dumps(results, indent=1))
+        write_json(args.output, results)
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -11,7 +11,6 @@ import argparse
 import contextlib
 import datetime
 import io
-import json
 import os
 import platform
 import statistics
@@ -26,6 +25,7 @@ from ml_collections import ConfigDict
 from mmbert_jax.batches import open_phase, read_batches
 from mmbert_jax.config import complete, read
 from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.files import check_file, write_json
 from mmbert_jax.goodput import read_timeline
 from mmbert_jax.model.row_keys import in_words
 from mmbert_jax.optim.schedules import learning_rate, phase_rows
@@ -56,6 +56,8 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
+    if arguments.output:
+        check_file(arguments.output)
     if arguments.turns < 1 or not 0 < arguments.log_every < arguments.steps:
         raise UserError("--turns must be 1 or more, --log_every above 0 and below --steps")
 
@@ -104,7 +106,7 @@ def main() -> None:
             "tokens_per_second": median,
             "overhead": overhead,
         }
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(arguments.output, result)
 
 
 def make_config(arguments: argparse.Namespace) -> ConfigDict:

@@ -22,6 +22,7 @@ from typing import Any
 
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.files import check_file, write_json
 
 EXAMPLE = """example:
   python tools/make_cldr_text.py --output cldr.jsonl --documents 160
@@ -167,6 +168,8 @@ def measure(tokenizer: Path, args: argparse.Namespace, folder: Path) -> dict[str
 
 def main() -> None:
     args = parse_arguments()
+    if args.output:
+        check_file(args.output)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the bare tokeniser is one process, one thread
     results: dict[str, Any] = {"megabytes": args.megabytes, "workers": args.workers}
     print(
@@ -188,7 +191,7 @@ def main() -> None:
                 flush=True,
             )
     if args.output:
-        args.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        write_json(args.output, results)
 
 
 if __name__ == "__main__":

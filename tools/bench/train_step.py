@@ -5,7 +5,6 @@ matrix product in the compute dtype, measured here.
 """
 
 import argparse
-import json
 import re
 import statistics
 import tempfile
@@ -19,6 +18,7 @@ import numpy as np
 from timing import matmul_peak
 
 from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.files import check_file, write_json
 from mmbert_jax.flops import forward_flops_per_token
 from mmbert_jax.kernels import attention
 from mmbert_jax.model.config import ModelConfig
@@ -66,6 +66,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="timed steps (default 10)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
+    if arguments.output:
+        check_file(arguments.output)
 
     device = jax.devices()[0]
     peak = matmul_peak(jnp.dtype(arguments.dtype))
@@ -89,7 +91,7 @@ def main() -> None:
                     "vocab_size": arguments.vocab_size,
                     "results": results,
                 }
-                arguments.output.write_text(json.dumps(summary, indent=2))
+                write_json(arguments.output, summary)
 
 
 def make_config(size: str, rows: str, arguments) -> tuple[Fields, int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbert_jax.errors import UserError
+from mmbert_jax.files import visible
 from mmbert_jax.metrics import read_metrics
 from mmbert_jax.run import METRICS, SUMS, checkpoints
 
@@ -15,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def refuse_used_folder(output: Path) -> None:
-    if output.exists() and any(output.iterdir()):
+    if output.exists() and visible(output):
         raise UserError(f"{output} is not empty: remove it, or choose another --output")
 
 

@@ -1,0 +1,233 @@
+"""Every program that writes, on a disk that is full and on one that can only be read.
+
+One line that names the place and the reason, nothing half written, and the same command works when there is room.
+"""
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data.tiny_corpus import write_corpus
+from small_tokenizer import write_small_tokenizer
+from tiny import tiny_config
+
+from mmbert_jax.checkpoint import save_params
+from mmbert_jax.config import to_json
+from mmbert_jax.data.tokenizer import load_tokenizer
+from mmbert_jax.errors import run_main
+from mmbert_jax.files import write_json
+from mmbert_jax.hf.config import to_hf
+from mmbert_jax.hf.names import to_theirs
+from mmbert_jax.hf.weights import save_weights
+from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.model.heads import init_params
+from mmbert_jax.train import train
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ModelConfig(
+    vocab_size=332, hidden_size=64, num_layers=2, num_heads=2, intermediate_size=48
+)
+SIZE = 8 << 20  # bytes of the disk
+WORDS = "the cat and the dog is a land is the end of an island and that is all there is".split()
+RESULTS = {"eng": {"loss": 1.0, "accuracy": 0.5, "targets": 7}}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """What the programs read: a run, a Hugging Face folder, texts, a corpus, a config."""
+    folder = tmp_path_factory.mktemp("made")
+    tokenizer = load_tokenizer(write_small_tokenizer(folder / "hf"))
+    params = init_params(CONFIG, 0)
+    tensors = to_theirs(params, CONFIG)
+    save_weights(folder / "hf", {name: np.asarray(x) for name, x in tensors.items()}, 10**9)
+    write_json(folder / "hf" / "config.json", to_hf(CONFIG, 128, "float32"))
+    rows = {"eng": 20, "fao": 5}
+    corpus = write_corpus(folder / "corpus", rows, row_length=64, held_out=rows)
+    write_small_tokenizer(corpus / "tokenizer")
+    config = tiny_config(data__corpus=str(corpus), model__vocab_size=2048)
+    trained = config.copy_and_resolve_references()
+    trained.model = dataclasses.asdict(CONFIG)
+    meta = {
+        "phase": "tiny",
+        "step": 3,
+        "tokens": 5,
+        "tokenizer": {"sha256": tokenizer.sha256, "vocab_size": tokenizer.vocab_size},
+        "config": trained.to_dict(),
+    }
+    save_params(folder / "run", params, meta)
+    (folder / "run" / "config.json").write_text(to_json(trained))
+    step = {"step": 1, "tokens": 512, "loss": 6.0, "learning_rate": 1e-3, "grad_norm": 1.0}
+    line = json.dumps(step | {"tokens_per_second": 1.0, "data_wait": 0.0})
+    (folder / "run" / "metrics.jsonl").write_text(line + "\n")
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, 20)) + f" {i}." for i in range(60)]
+    for name, end in (("text", ""), ("masked", " <mask>")):
+        lines = (json.dumps({"text": text + end, "language": "eng"}) + "\n" for text in texts)
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    (folder / "tiny.py").write_text(
+        "from tests.tiny import tiny_config\n\n\ndef get_config():\n    return tiny_config()\n"
+    )
+    return folder
+
+
+def module(name):
+    """A module of the package, or a program among the tools."""
+    if "." in name:
+        return importlib.import_module(name)
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+ENCODE, FILL_MASK = "mmbert_jax.inference.encode", "mmbert_jax.inference.fill_mask"
+HELD_OUT = "mmbert_jax.evaluate.heldout"
+FOLDERS = "--method linear --models {made}/hf {made}/hf"
+CHECKPOINTS = "--method linear --models {made}/run {made}/run"
+COMMANDS = {
+    "encode": (ENCODE, "--checkpoint {made}/hf --input {made}/text.jsonl --output {out}.jsonl"),
+    "encode to npy": (
+        ENCODE,
+        "--checkpoint {made}/hf --input {made}/text.jsonl --output {out}.npy",
+    ),
+    "fill_mask": (
+        FILL_MASK,
+        "--checkpoint {made}/hf --input {made}/masked.jsonl --output {out}.jsonl",
+    ),
+    "heldout": (HELD_OUT, "--checkpoint {made}/run --output {out}.json"),
+    "make_cldr_text": ("make_cldr_text", "--documents 1 --output {out}.jsonl"),
+    "train_tokenizer": (
+        "train_tokenizer",
+        "--input {made}/text.jsonl --vocab_size 300 --output {out}",
+    ),
+    "prepare_corpus": (
+        "prepare_corpus",
+        "--input {made}/text.jsonl --tokenizer {made}/hf --workers 1 --row_length 64 --output {out}",
+    ),
+    "curriculum": ("curriculum", "--input {made}/text.jsonl --output {out}"),
+    "import_hf": ("import_hf", "--model {made}/hf --output {out}"),
+    "export_hf": ("export_hf", "--checkpoint {made}/run --tokenizer {made}/hf --output {out}"),
+    "merge of folders": ("merge", f"{FOLDERS} --output {{out}}"),
+    "merge of checkpoints": ("merge", f"{CHECKPOINTS} --output {{out}}"),
+    "merge_sweep": ("merge_sweep", f"{CHECKPOINTS} --output {{out}}"),
+    "shrink": ("shrink", "--checkpoint {made}/run --hidden_size 32 --output {out}"),
+    "trim_vocabulary": (
+        "trim_vocabulary",
+        "--model {made}/hf --input {made}/text.jsonl --output {out}",
+    ),
+    "trim_vocabulary of a run": (
+        "trim_vocabulary",
+        "--model {made}/run --tokenizer {made}/hf --input {made}/text.jsonl --output {out}",
+    ),
+    "run_report": ("run_report", "--run {made}/run --output {out}.html"),
+    "plot_mixture": (
+        "plot_mixture",
+        "--config {made}/tiny.py --corpus {made}/corpus --output {out}.png",
+    ),
+    "train": (None, ""),
+}
+# What they have appended is kept, and gone on with.
+GROWING = {"encode", "encode to npy", "fill_mask", "curriculum", "merge_sweep", "train"}
+# Those that take long when they succeed, or whose parts are replaced here.
+NOT_AGAIN = {"curriculum", "export_hf", "trim_vocabulary of a run", "train"}
+
+
+def replace_what_takes_long(name, program, monkeypatch):
+    """What computes, and is not what this is about."""
+    if name == "heldout":
+        monkeypatch.setattr(program, "evaluate", lambda config, mesh: lambda params: RESULTS)
+    elif name == "merge_sweep":
+        monkeypatch.setattr(program, "make_score", lambda config, model: lambda params: RESULTS)
+    elif name == "curriculum":
+        monkeypatch.setattr(program, "execute", lambda command, out: 0.0)
+    elif name == "make_cldr_text":
+        cldr_text = importlib.import_module("mmbert_jax.data.cldr_text")
+        monkeypatch.setattr(cldr_text, "languages", lambda: ["de", "en"])
+
+
+def run(name, made, out, monkeypatch) -> int:
+    """Runs a program in this process; its exit status."""
+    place, arguments = COMMANDS[name]
+    if name == "train":
+        config = tiny_config(
+            data__corpus=str(made / "corpus"), model__vocab_size=2048, mesh__data=8
+        )
+
+        def main():
+            train(config, out)
+    else:
+        program = module(place)
+        replace_what_takes_long(name, program, monkeypatch)
+        main = program.main
+    monkeypatch.setattr(sys, "argv", [name, *arguments.format(made=made, out=out).split()])
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    on_term = signal.getsignal(signal.SIGTERM)
+    try:
+        run_main(main)
+    except SystemExit as ended:
+        return ended.code or 0
+    finally:
+        signal.signal(signal.SIGTERM, on_term)
+    return 0
+
+
+@pytest.fixture(scope="module", params=["full", "read-only"])
+def disk(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    words = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(words, capture_output=True).returncode:
+        pytest.skip("needs a mount of its own")
+    yield request.param, folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def remount(folder, how):
+    subprocess.run(["mount", "-o", f"remount,{how}", str(folder)], check=True)
+
+
+def fill(folder, room):
+    """Leaves so many bytes on the disk."""
+    (folder / "filler").write_bytes(bytes(shutil.disk_usage(folder).free - room))
+
+
+# orbax leaves what it had begun when a save fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_one_line_and_nothing_half_there(name, disk, made, monkeypatch, capsys):
+    kind, folder = disk
+    if name == "make_cldr_text":
+        pytest.importorskip("babel")
+    if kind == "full":
+        reason = "No space left on device"
+        # No page is left, or one: room for a small file, and for the beginning of a large one.
+        fill(folder, 4096 if name in ("import_hf", "export_hf", "prepare_corpus") else 0)
+    else:
+        reason = "Read-only file system"
+        remount(folder, "ro")
+    out = folder / "out"
+    try:
+        assert run(name, made, out, monkeypatch) == 2
+        *_, line = capsys.readouterr().err.splitlines()
+        assert re.match(f"error: .*{re.escape(str(folder))}.*{reason}", line), line
+        assert ".partial" not in line
+        left = {path.name for path in folder.iterdir()} - {"filler"}
+        assert not left or name in GROWING
+        assert not [path for path in folder.rglob("*") if path.name.startswith(".")]
+        if name not in NOT_AGAIN:
+            remount(folder, "rw")
+            (folder / "filler").unlink(missing_ok=True)
+            assert run(name, made, out, monkeypatch) == 0
+    finally:
+        remount(folder, "rw")
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
