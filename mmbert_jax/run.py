@@ -41,7 +41,7 @@ def is_run(path: str | Path) -> bool:
 
 
 def is_free(run: Path) -> bool:
-    """Whether nothing stands in a folder's way of becoming a run: it is not there, or holds at most a lock and hidden files."""
+    """Whether nothing stands in a folder's way of becoming a run: not there, or nothing but a lock and hidden files."""
     return not run.exists() or all(LOCK in path.name for path in visible(run))
 
 
