@@ -103,7 +103,8 @@ def test_the_first_row_of_another_order_is_named(corpora):
 
 
 def test_a_stable_phase_that_is_extended_reads_on(corpora):
-    longer = {"train__tokens": 64 * 16 * 40}
+    # As `complete` has it, which takes mixture_tokens from the run folder.
+    longer = {"train__tokens": 64 * 16 * 40, "data__mixture_tokens": 64 * 16 * 12}
     account = seen(corpora("a"), 24)
     assert seen(corpora("a"), 24, **longer) == account
     # A cap on passes binds the longer phase alone, so that it has other shares.
