@@ -11,7 +11,7 @@ from mmbert_jax.config import (
     claim_run,
     complete,
     flatten,
-    is_free,
+    is_free_on_resume,
     load,
     split_overrides,
     validate,
@@ -122,7 +122,11 @@ def test_a_run_folder_belongs_to_one_run(tmp_path):
     with pytest.raises(UserError, match=r"config.mask.ratio=0.3, not 0.15"):
         claim_run(tiny_config(mask__ratio=0.15), run)
     # No prefix of a free field's name is free.
-    assert [is_free(name) for name in ("mesh.data", "data.corpus", "data.corpus_x")] == [1, 1, 0]
+    assert [is_free_on_resume(name) for name in ("mesh.data", "data.corpus", "data.corpus_x")] == [
+        1,
+        1,
+        0,
+    ]
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("")
