@@ -80,14 +80,3 @@ def test_where_no_row_fits_the_state_is_spread(tool):
     assert "not even one row a chip fits" in text
     assert "--config.mesh.fsdp=8" in text
     assert "the state alone" in tool["suggest"](report(memory_limit=4 * GIB), config)
-
-
-def test_overrides_are_those_of_training(tool):
-    config = tool["read_config"](
-        str(ROOT / "configs/phase1.py:small"), ["--config.mesh.fsdp=16", "--config.mask.ratio=0.25"]
-    )
-    assert (config.mesh.fsdp, config.mask.ratio, config.model.hidden_size) == (16, 0.25, 384)
-    with pytest.raises(UserError, match="Overrides are given as"):
-        tool["read_config"](str(ROOT / "configs/phase1.py"), ["--config.mesh.fspd=16"])
-    with pytest.raises(UserError, match="unexpected argument 'fsdp=16'"):
-        tool["read_config"](str(ROOT / "configs/phase1.py"), ["fsdp=16"])
