@@ -16,6 +16,8 @@ from mmbert_jax.model.row_keys import count_rows, in_words
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.step import init_state, make_eval_step, make_train_step
 
+COMPILED_AS_USERS_DO = True
+
 
 def random_rows(microbatches, rows, length=64):
     """Packed rows of two documents and some padding, [microbatches, rows, length]."""

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from mmbert_jax.kernels.attention import attention
 from mmbert_jax.kernels.ranges import ranges
 
+COMPILED_AS_USERS_DO = True
+
 WINDOW = 64
 
 

@@ -10,6 +10,8 @@ from flax import nnx
 from mmbert_jax.model.encoder import dropout, geglu, layer_norm
 from mmbert_jax.model.rope import rope_table, rotated
 
+COMPILED_AS_USERS_DO = True
+
 pytestmark = pytest.mark.usefixtures("each_platforms_code")
 RNG = np.random.default_rng(0)
 

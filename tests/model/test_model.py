@@ -8,6 +8,8 @@ from flax import nnx
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import MaskedLM, abstract_model, bind, encode, init_params, param_dict
 
+COMPILED_AS_USERS_DO = True
+
 SMALL = {"hidden_size": 384, "num_heads": 6}
 TINY = ModelConfig(vocab_size=512, hidden_size=128, num_layers=4, num_heads=2, intermediate_size=96)
 
