@@ -258,6 +258,9 @@ def test_a_phase_starts_from_another(command, environment, uninterrupted, tmp_pa
     assert result.returncode == 0, result.stderr
     _, meta = restore_params(tmp_path / "next")
     assert [past["phase"] for past in meta["history"]] == ["tiny"]
+    # With a warm-up of its own.
+    rates = [r["learning_rate"] for r in read_metrics(tmp_path / "next") if "loss" in r]
+    assert rates[:4] == pytest.approx([0.0, 1e-3, 2e-3, 2e-3])
     assert read_metrics(tmp_path / "next")[0]["loss"] < read_metrics(uninterrupted)[2]["loss"]
 
 
