@@ -5,7 +5,9 @@ from pathlib import Path
 import jax
 import pytest
 
+from mmbert_jax.checks import check_start
 from mmbert_jax.config import load, validate
+from mmbert_jax.data.pipeline import find_corpora
 from mmbert_jax.errors import UserError
 from mmbert_jax.recipe import settings
 from mmbert_jax.recipe.settings import PHASES
@@ -132,6 +134,20 @@ def test_phases_follow_each_other_without_a_word(size):
         command = f"python -m mmbert_jax.train --config configs/{phase}.py{argument}"
         assert settings.command(config.workdir) == command
     assert settings.command("runs/mine") is None
+
+
+def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path, monkeypatch):
+    config = load(f"{CONFIGS}/phase2.py:small")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match=r"tools/prepare_corpus.py .*--row_length 8192 --output corpora"
+    ):
+        find_corpora(config.data)
+    with pytest.raises(
+        UserError,
+        match=r"no checkpoint at runs/phase1-small.*\(python -m mmbert_jax.train --config configs/phase1.py:small\)",
+    ):
+        check_start(config, None, None)
 
 
 def test_a_users_own_configs_package_is_not_in_the_way(tmp_path, monkeypatch):

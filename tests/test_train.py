@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 from data.tiny_corpus import write_corpus
 from tiny import tiny_config
 
@@ -22,7 +23,7 @@ from mmbert_jax.goodput import goodput, read_timeline
 from mmbert_jax.metrics import read_metrics
 from mmbert_jax.optim.schedules import phase_rows, phase_steps
 from mmbert_jax.parallel.processes import RESTART
-from mmbert_jax.train import train
+from mmbert_jax.train import main, parse_flags, train
 
 ROOT = Path(__file__).resolve().parent.parent
 OVERRIDES = {"model__vocab_size": 2048, "checkpoint__every_steps": 3}
@@ -258,7 +259,26 @@ def test_a_phase_starts_from_another(command, environment, uninterrupted, tmp_pa
     assert result.returncode == 0, result.stderr
     _, meta = restore_params(tmp_path / "next")
     assert [past["phase"] for past in meta["history"]] == ["tiny"]
+    # With a warm-up of its own.
+    rates = [r["learning_rate"] for r in read_metrics(tmp_path / "next") if "loss" in r]
+    assert rates[:4] == pytest.approx([0.0, 1e-3, 2e-3, 2e-3])
     assert read_metrics(tmp_path / "next")[0]["loss"] < read_metrics(uninterrupted)[2]["loss"]
+
+
+@pytest.mark.parametrize(("steps", "newest"), [((), "-1\n"), ((3, 12, 9), "12\n")])
+def test_launchers_ask_for_the_newest_step(tmp_path, capsys, steps, newest):
+    """Nothing else is printed, whether the run folder was named or not."""
+    (tmp_path / "own.py").write_text(
+        "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict()\n"
+    )
+    for step in steps:
+        (tmp_path / "run" / "checkpoints" / str(step)).mkdir(parents=True)
+    run_folder = f"--config.workdir={tmp_path / 'run'}"
+    for words in (["--workdir", str(tmp_path / "run")], [run_folder]):
+        with flagsaver.flagsaver():
+            command = ["train", "--config", f"{tmp_path}/own.py", *words, "--newest_step"]
+            main(parse_flags(command))
+        assert capsys.readouterr().out == newest
 
 
 @pytest.mark.parametrize(

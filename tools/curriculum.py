@@ -145,7 +145,10 @@ def commands(args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, st
     steps["evaluation"] = (
         f"{python} -m mmbert_jax.evaluate.heldout --checkpoint {out}/merged --output {out}/merged_held_out.json"
     )
-    steps["export"] = f"{python} {tools}/export_hf.py --checkpoint {out}/merged --output {out}/hf"
+    steps["export"] = (
+        f"{python} {tools}/export_hf.py --checkpoint {out}/merged --held_out {out}/merged_held_out.json"
+        f" --output {out}/hf"
+    )
     return steps
 
 
