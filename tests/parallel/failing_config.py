@@ -46,7 +46,7 @@ def get_config():
         read = mmbert_jax.data.pipeline._Microbatches.__getitem__
 
         def fail_later(self, index):
-            return read(self, index) if index < 7 else crashes()
+            return read(self, index) if index < 4 else crashes()
 
         mmbert_jax.data.pipeline._Microbatches.__getitem__ = fail_later
     elif stage == "save":
