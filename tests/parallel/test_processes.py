@@ -1,5 +1,6 @@
 """Several processes: rows and losses as with one, moving between numbers of processes, and ends that none misses."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -175,18 +176,25 @@ def test_any_number_of_processes_trains_alike(start, one_process, tmp_path, proc
 # --- one of two processes fails alone, or does not answer ---
 
 
-def two_processes(words, **variables) -> list[subprocess.Popen]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+def free_ports(number: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [free.getsockname()[1] for free in sockets]
+
+
+def two_processes(words) -> list[subprocess.Popen]:
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "1"}
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | job | variables
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"} | job
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return [
         subprocess.Popen(
             [sys.executable, *words[index]],
             cwd=ROOT,
             env=environment | {"JAX_PROCESS_ID": str(index)},
+            start_new_session=True,
             **pipes,
         )
         for index in range(2)
@@ -195,7 +203,7 @@ def two_processes(words, **variables) -> list[subprocess.Popen]:
 
 def ends_of(jobs: dict[str, list[subprocess.Popen]]) -> dict[str, list[tuple[int, str]]]:
     """Of each job (status, output) of its two processes; a job that hangs fails the test and leaves nothing behind."""
-    deadline, ends = time.monotonic() + 240, {}
+    deadline, ends = time.monotonic() + 480, {}
     try:
         for name, processes in jobs.items():
             for process in processes:
@@ -204,7 +212,7 @@ def ends_of(jobs: dict[str, list[subprocess.Popen]]) -> dict[str, list[tuple[int
     finally:
         for process in (p for processes in jobs.values() for p in processes):
             if process.poll() is None:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # and what it has started
                 process.communicate()
     return ends
 
@@ -262,12 +270,13 @@ def test_collectives_inside_of_a_stage_are_refused_in_a_single_process_too(confi
 
 
 FAULT = "error: process 1: the injected fault"
-CRASH = "error: process 1: RuntimeError('the injected fault')"
+CRASH = re.escape("error: process 1: RuntimeError('the injected fault')")
 # What process 1 alone fails in -> the job's exit status, and what both processes say.
 STAGES = {
     "config": (2, "process 1: config.mask.ratio=-1.0 is not allowed"),
     "corpus": (2, FAULT),
     "init_from": (2, "is damaged: the injected fault"),
+    "folders": (2, "every process of a job must see the same run folder"),
     "restore": (1, CRASH),
     "compile": (1, CRASH),
     "data": (1, CRASH),
@@ -276,68 +285,33 @@ STAGES = {
 }
 
 
-@pytest.fixture(scope="module")
-def fail_alone(config, tmp_path_factory):
-    """A function that trains in two processes of which one fails; see failing_config.py."""
-
-    def run(stage, workdirs, **overrides):
-        short = config.copy_and_resolve_references()
-        short.update_from_flattened_dict(
-            {"train.tokens": 64 * 16 * 8, "checkpoint.every_steps": 3, **overrides}
-        )
-        file = tmp_path_factory.mktemp("config") / "config.json"
-        file.write_text(short.to_json())
-        train = ["-m", "mmbert_jax.train", "--config", "tests/parallel/failing_config.py"]
-        words = [[*train, "--workdir", str(workdir)] for workdir in workdirs]
-        return two_processes(words, CONFIG_JSON=str(file), FAIL=stage)
-
-    return run
-
-
-def check_failure(stage, ends):
-    status, message = STAGES[stage]
-    for process_status, output in ends:
-        assert process_status == status, (stage, output)
-        assert re.search(message, output), (stage, output)
-
-
-def test_one_of_two_processes_fails_alone(fail_alone, one_process, tmp_path):
-    """Before there is anything to compile, in the loader's threads, and in a save's."""
-    early = ("config", "corpus", "init_from")
-    jobs = {
-        stage: fail_alone(stage, [tmp_path / stage] * 2, init_from=str(one_process))
-        for stage in early
-    }
-    for stage, ends in ends_of(jobs).items():
-        check_failure(stage, ends)
-        assert not list(tmp_path.glob("*/config.json"))  # nothing was begun
-    for stage in ("data", "save"):
-        check_failure(stage, ends_of({stage: fail_alone(stage, [tmp_path / stage] * 2)})[stage])
-    # The first save has failed, and is none.
+def test_one_of_two_processes_fails_alone(config, one_process, tmp_path):
+    """Wherever it fails, both end with its message and its status. One that hangs is killed, which shows as another."""
+    short = config.copy_and_resolve_references()
+    short.init_from, short.checkpoint.every_steps = str(one_process), 3
+    short.eval.every_steps = 2
+    (tmp_path / "config.json").write_text(short.to_json())
+    shutil.copytree(one_process / "checkpoints", tmp_path / "restore" / "checkpoints")
+    shutil.copyfile(one_process / "config.json", tmp_path / "restore" / "config.json")
+    ports = free_ports(len(STAGES))
+    words = []
+    for index in range(2):
+        words.append([str(Path(__file__).with_name("fail_alone.py")), str(tmp_path)])
+        words[index].append(str(tmp_path / "config.json"))
+        for stage, port in zip(STAGES, ports, strict=True):
+            workdir = tmp_path / (f"there{index}" if stage == "folders" else stage)
+            words[index].append(f"{stage}={port}:{workdir}")
+    ends = ends_of({"": two_processes(words)})[""]
+    statuses = [dict(re.findall(r"^(\w+) (-?\d+)$", output, re.M)) for _, output in ends]
+    for stage, (status, message) in STAGES.items():
+        for index in range(2):
+            said = (tmp_path / f"{stage}.{index}").read_text()
+            assert statuses[index][stage] == str(status), (stage, said)
+            assert re.search(message, said), (stage, said)
+    # Nothing was begun, and a first save that has failed is none.
+    assert not any((tmp_path / stage).exists() for stage in ("config", "corpus", "init_from"))
+    assert not (tmp_path / "there1").exists()
     assert not complete_steps(tmp_path / "save")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", ["restore", "compile", "evaluation"])
-def test_one_of_two_processes_fails_alone_later(fail_alone, one_process, tmp_path, stage):
-    run = tmp_path / "run"
-    if stage == "restore":
-        shutil.copytree(one_process, run)
-    began = time.monotonic()
-    ends = ends_of({stage: fail_alone(stage, [run] * 2, **{"train.tokens": 64 * 16 * 20})})
-    check_failure(stage, ends[stage])
-    assert time.monotonic() - began < 120
-
-
-def test_processes_that_see_different_folders_are_refused(fail_alone, tmp_path):
-    began = time.monotonic()
-    ends = ends_of({"": fail_alone("folders", [tmp_path / "a", tmp_path / "b"])})[""]
-    assert [status for status, _ in ends] == [2, 2]
-    for _, output in ends:
-        assert f"process 1: {tmp_path / 'b'} on " in output
-        assert "every process of a job must see the same run folder" in output
-    assert not (tmp_path / "b").exists()
-    assert time.monotonic() - began < 60
 
 
 def children(process) -> list[int]:
