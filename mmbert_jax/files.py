@@ -265,6 +265,15 @@ def to_json(value: Any, indent: int | None = None, sort_keys: bool = False) -> s
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
+def nan_for_null(value: Any) -> Any:
+    """What `to_json` wrote of numbers, read back: null as nan."""
+    if isinstance(value, Mapping):
+        return {name: nan_for_null(x) for name, x in value.items()}
+    if isinstance(value, list):
+        return [nan_for_null(x) for x in value]
+    return math.nan if value is None else value
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _plain(x) for name, x in value.items()}

@@ -1,7 +1,6 @@
 """What a run says of itself: one JSON object a line, TensorBoard events, and a line worth reading in the terminal."""
 
 import json
-import math
 import os
 import socket
 import struct
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmbert_jax.errors import UserError
-from mmbert_jax.files import JsonLines, atomic_file, to_json, write_whole
+from mmbert_jax.files import JsonLines, atomic_file, nan_for_null, to_json, write_whole
 from mmbert_jax.run import METRICS, METRICS_SET_ASIDE
 
 # tensorboardX imports torch where that is installed, for types that are never given to it here: seconds at each start,
@@ -181,13 +180,7 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
             record = json.loads(line)
         except ValueError:
             continue  # the line that was being written when the process was killed, or the machine
-        yield _nan_for_null(record)
-
-
-def _nan_for_null(record: Any) -> Any:
-    if isinstance(record, Mapping):
-        return {name: _nan_for_null(x) for name, x in record.items()}
-    return math.nan if record is None else record
+        yield nan_for_null(record)
 
 
 def _scalars(record: Mapping[str, Any], prefix: str = ""):

@@ -1,11 +1,14 @@
 """metrics.jsonl and TensorBoard events, read without the library that wrote them; what a resumed run keeps."""
 
+import errno
 import json
 import math
+import os
 import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
@@ -13,9 +16,12 @@ from tensorboardX.proto.event_pb2 import Event
 from mmbert_jax.errors import UserError
 from mmbert_jax.metrics import (
     MetricsWriter,
+    data_size,
     duration,
     progress_line,
     read_metrics,
+    read_set_aside,
+    set_aside,
     si,
 )
 
@@ -123,6 +129,80 @@ def test_a_resumed_run_drops_what_it_does_again(run):
     assert (2, "loss", 5.0) in scalars(events)
 
 
+def set_aside_records(run):
+    return [record for record, _ in read_set_aside(run)]
+
+
+def test_what_was_lost_stays_on_record(run):
+    """Each time with when, how far back and why; the half-written line alone is dropped."""
+    spike = {"step": 3, "tokens": 1536, "loss": math.nan, "learning_rate": 0.003}
+    writer = MetricsWriter(run, 2)
+    writer.write(spike)
+    writer.close()
+    before = time.time()
+    set_aside(run, 2, "rolled back: by hand")
+    assert read_metrics(run) == RECORDS
+    ((record, note),) = read_set_aside(run)
+    assert math.isnan(record["loss"])
+    assert record | {"loss": 0} == spike | {"loss": 0}
+    assert (note["back_to_step"], note["why"]) == (2, "rolled back: by hand")
+    assert before <= note["time"] <= time.time()
+    MetricsWriter(run, 1).close()
+    assert read_metrics(run) == RECORDS[:1]
+    assert set_aside_records(run)[1:] == RECORDS[1:]
+    assert read_set_aside(run)[1][1]["why"].startswith("lost: ")
+    MetricsWriter(run, 1).close()
+    assert len(read_set_aside(run)) == 3
+
+
+@pytest.mark.parametrize("written", range(3))
+def test_killed_while_lines_were_set_aside(run, monkeypatch, written):
+    """Before, between and after the two files are written: no line is lost, and none is there twice."""
+
+    class Killed(BaseException):
+        pass
+
+    renamed, replace = [], os.replace
+
+    def killed(source, target):
+        if len(renamed) == written:
+            raise Killed
+        renamed.append(target)
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        try:
+            set_aside(run, 1, "lost")
+        except Killed:
+            assert written < 2
+    set_aside(run, 1, "lost")
+    assert read_metrics(run) == RECORDS[:1]
+    assert set_aside_records(run) == RECORDS[1:]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events"])
+def test_a_full_disk_is_named_and_holds_nothing_up(tmp_path, monkeypatch, name):
+    """Also where the events' file is the one that has no room: a thread of its own would die, and training wait."""
+    writer, write = MetricsWriter(tmp_path, 0), os.write
+
+    def full(descriptor, data):
+        if name in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", full)
+    for _ in range(20):
+        with pytest.raises(OSError, match="No space left on device") as raised:
+            writer.write(RECORDS[0])
+        assert Path(raised.value.filename).name.startswith(name)
+    monkeypatch.undo()
+    writer.close()
+    (file,) = tmp_path.glob("events.*")
+    assert not scalars(read_events(file))  # and it is whole
+    assert len(read_metrics(tmp_path)) == (20 if name == "events" else 0)
+
+
 def test_what_is_not_finite_is_null_and_read_as_nan(tmp_path):
     """JSON has no NaN: browsers and jq stumble over what Python writes for it."""
     held_out = {"eng": {"loss": math.inf, "targets": 7}}
@@ -186,6 +266,21 @@ def test_progress_line():
 )
 def test_numbers(number, text):
     assert si(number) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (12_345, "12.3 kB"),
+        (4.72e6, "4.7 MB"),
+        (72.1e9, "72.1 GB"),
+        (2.3e12, "2.3 TB"),
+    ],
+)
+def test_sizes(count, text):
+    assert data_size(count) == text
 
 
 @pytest.mark.parametrize(

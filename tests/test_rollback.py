@@ -12,7 +12,7 @@ from tiny import tiny_config
 from mmbert_jax import rollback
 from mmbert_jax.checkpoint import read_meta
 from mmbert_jax.errors import UserError
-from mmbert_jax.metrics import read_metrics
+from mmbert_jax.metrics import read_metrics, read_set_aside
 from mmbert_jax.model.masking import mask_tokens
 from mmbert_jax.optim.schedules import phase_rows
 from mmbert_jax.parallel.processes import RESTART
@@ -75,6 +75,12 @@ def test_bad_rows_are_skipped_from_the_checkpoint_before_them(run):
     assert run(bad) == 0
     # Rows 96 to 99 and what stands with them were bad as well, but one bad step in a row does nothing.
     assert steps_by_row(run.folder)[:5] == [16, 32, 48, 64, 112]
+    # What made it go back stays on record.
+    gone = read_set_aside(run.folder)
+    assert [record["step"] for record, _ in gone] == [5, 6]
+    assert {(note["back_to_step"], note["why"]) for _, note in gone} == {
+        (4, "rolled back: no finite gradients")
+    }
 
 
 def test_going_back_by_hand(run):

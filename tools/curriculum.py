@@ -18,7 +18,7 @@ from mmbert_jax.config import load
 from mmbert_jax.data.language_codes import describe_fit, language_key
 from mmbert_jax.data.sources import Fields, count_languages, find_inputs
 from mmbert_jax.errors import UserError, run_main
-from mmbert_jax.files import check_folder, read_json, visible, write_json, write_text
+from mmbert_jax.files import check_folder, nan_for_null, read_json, visible, write_json, write_text
 from mmbert_jax.metrics import duration
 from mmbert_jax.report.examples import masked_examples
 from mmbert_jax.report.plots import plot_losses, plot_shares
@@ -221,7 +221,7 @@ def show_filled_masks(out: Path) -> None:
 
 def report(out: Path) -> None:
     """Prints the table of results, and writes it and the plots."""
-    merged = read_json(out / "merged_held_out.json")
+    merged = nan_for_null(read_json(out / "merged_held_out.json"))
     results = {phase: final_groups(out / phase) for phase in STARTS_FROM} | {
         "merged": merged["held_out_groups"]
     }

@@ -4,11 +4,11 @@ Verifies what it wrote: the weights bit for bit and, where torch and transformer
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from mmbert_jax.checkpoint import restore_params
 from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.files import nan_for_null, read_json
 from mmbert_jax.hf.export import DTYPES, check_output, export_hf
 from mmbert_jax.hf.model_card import auto_class
 from mmbert_jax.hf.tokenizer import copied_tokenizer
@@ -19,8 +19,8 @@ from mmbert_jax.report.runs import checkpoint_groups
 def read_held_out(path: Path) -> dict:
     """The groups' figures from a file that `python -m mmbert_jax.evaluate.heldout --output` wrote."""
     try:
-        return json.loads(path.read_text())["held_out_groups"]
-    except (OSError, ValueError, KeyError) as error:
+        return nan_for_null(read_json(path)["held_out_groups"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"--held_out {path} is not what `python -m mmbert_jax.evaluate.heldout --output` writes ({error!r})"
         ) from error

@@ -1,6 +1,7 @@
 """Merges in many ways, scored by held-out loss: which density and which weights suit which group of languages."""
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from mmbert_jax.checks import check_corpus
 from mmbert_jax.checksums import sha256
 from mmbert_jax.errors import UserError
 from mmbert_jax.evaluate.heldout import Results, by_group, evaluate
-from mmbert_jax.files import read_json, write_json
+from mmbert_jax.files import nan_for_null, read_json, write_json
 from mmbert_jax.merge.models import StoredModel
 from mmbert_jax.merge.recipe import Recipe, make_recipe, merge
 from mmbert_jax.parallel.mesh import make_mesh
@@ -101,7 +102,7 @@ def sweep(
             raise UserError(
                 f"{path} is a sweep over something else: {changed}; choose another --output"
             )
-        points = found["points"]
+        points = nan_for_null(found["points"])
 
     parents = [*([("base", base)] if base else []), *((model.path, model) for model in models)]
     for name, model in parents:
@@ -153,13 +154,14 @@ def recipe_name(recipe: Recipe) -> str:
 
 
 def best_by_group(points: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[str, float]]:
-    """Group -> the merge with the lowest loss, and that loss."""
+    """Group -> the merge with the lowest loss, and that loss; one that is no number counts as the highest."""
     merged = {name: point for name, point in points.items() if "weights" in point}
     groups = next(iter(merged.values()))["held_out_groups"]
     best = {}
     for group in groups:
-        name = min(merged, key=lambda name: merged[name]["held_out_groups"][group]["loss"])
-        best[group] = name, merged[name]["held_out_groups"][group]["loss"]
+        losses = {name: point["held_out_groups"][group]["loss"] for name, point in merged.items()}
+        name = min(losses, key=lambda name: (math.isnan(losses[name]), losses[name]))
+        best[group] = name, losses[name]
     return best
 
 

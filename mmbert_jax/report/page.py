@@ -3,6 +3,7 @@
 import base64
 import datetime
 import html
+import itertools
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 from mmbert_jax.config import flatten
 from mmbert_jax.errors import UserError
 from mmbert_jax.goodput import KINDS, Goodput, goodput, read_timeline
-from mmbert_jax.metrics import duration, si
+from mmbert_jax.metrics import duration, read_set_aside, si
 from mmbert_jax.report.plots import plot_losses, plot_shares
 from mmbert_jax.report.run_figures import curve_figure, held_out_figure, shares_figure
 from mmbert_jax.report.runs import language_shares, steps_and_evaluations
@@ -73,6 +74,9 @@ class Run:
     shares: dict[str, float] | None
     time: Goodput | None
     notes: tuple[str, ...]
+    set_aside: tuple[
+        list[dict[str, Any]], ...
+    ] = ()  # steps behind which the run went back, each time
 
 
 def read_run(folder: Path) -> Run:
@@ -96,7 +100,13 @@ def read_run(folder: Path) -> Run:
         time = goodput(read_timeline(folder))
     else:
         notes.append(f"No account of time: there is no {TIMELINE}")
-    return Run(folder, config["phase"], config, steps, evaluations, shares, time, tuple(notes))
+    gone = [(note["time"], record) for record, note in read_set_aside(folder) if "loss" in record]
+    set_aside = tuple(
+        [record for _, record in stretch] for _, stretch in itertools.groupby(gone, lambda x: x[0])
+    )
+    return Run(
+        folder, config["phase"], config, steps, evaluations, shares, time, tuple(notes), set_aside
+    )
 
 
 def report_page(folders: Sequence[Path]) -> str:
@@ -209,7 +219,7 @@ def _section(run: Run, before: Run | None) -> str:
     boxes = [
         _box(
             f"Training loss, {run.config['mask']['ratio']:.0%} masked",
-            curve_figure(run.steps, "loss", "nats a target"),
+            curve_figure(run.steps, "loss", "nats a target", set_aside=run.set_aside),
         )
     ]
     if run.evaluations:

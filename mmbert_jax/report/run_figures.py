@@ -36,12 +36,21 @@ _STYLE = {
 _numbers = itertools.count()
 
 
-def curve_figure(records: Records, field: str, unit: str, *, scale: float = 1.0, log=False) -> str:
+def curve_figure(
+    records: Records,
+    field: str,
+    unit: str,
+    *,
+    scale: float = 1.0,
+    log=False,
+    set_aside: Sequence[Records] = (),
+) -> str:
     """One field of the log over the steps.
 
     Args:
       unit: what stands beside the axis.
       scale: the field is multiplied by it.
+      set_aside: stretches that the run went back behind, drawn faintly.
     """
     steps, mean, low, high = thin([r["step"] for r in records], [scale * r[field] for r in records])
     with rc_context(_STYLE):
@@ -49,6 +58,9 @@ def curve_figure(records: Records, field: str, unit: str, *, scale: float = 1.0,
         axes = figure.subplots()
         if len(steps) < len(records):
             axes.fill_between(steps, low, high, color=COLOURS[0], alpha=0.2, linewidth=0)
+        for stretch in set_aside:
+            gone = thin([r["step"] for r in stretch], [scale * r[field] for r in stretch])
+            axes.plot(*gone[:2], color=COLOURS[-1], alpha=0.4, linewidth=1, gid="set-aside")
         marker = "o" if len(steps) == 1 else ""
         axes.plot(steps, mean, color=COLOURS[0], linewidth=1.4, marker=marker)
         axes.set(xlabel="step", ylabel=unit)

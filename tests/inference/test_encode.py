@@ -1,8 +1,10 @@
 """Vectors of packed texts: those that `transformers` computes for each text alone."""
 
 import dataclasses
+import pwd
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from tiny_model import CONFIG, ROW_LENGTH, TEXTS
@@ -10,7 +12,7 @@ from tiny_model import CONFIG, ROW_LENGTH, TEXTS
 from mmbert_jax.checkpoint import save_params
 from mmbert_jax.errors import UserError
 from mmbert_jax.inference.encode import POOLINGS, encode, run
-from mmbert_jax.inference.load import load, tokenise
+from mmbert_jax.inference.load import load, tokenise, use_compile_cache
 from mmbert_jax.model import heads
 from mmbert_jax.model.task_heads import SEQUENCES, HeadConfig, init_params_with
 
@@ -122,3 +124,21 @@ def test_refuses_another_head_by_name(meta, tmp_path):
     save_params(tmp_path / "classifier", params, meta | {"config": config})
     with pytest.raises(UserError, match="classifier holds a model with the head 'sequence_class"):
         load(tmp_path / "classifier")
+
+
+def test_a_user_without_a_home_does_without_a_cache(tmp_path, monkeypatch):
+    """A container's user number often has neither HOME nor an entry in passwd; a folder that is given needs none."""
+    kept = []
+    monkeypatch.setattr(jax.config, "update", lambda name, value: kept.append(value))
+    for name in ("HOME", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nobody(_):
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    assert use_compile_cache() is None
+    assert kept == []
+    assert use_compile_cache(tmp_path) == tmp_path
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert use_compile_cache() == tmp_path / ".cache" / "mmbert_jax" / "compiled"

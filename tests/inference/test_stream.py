@@ -1,8 +1,11 @@
 """Records in, results out: in order, each once, whenever the process was killed; and what is said of bad input."""
 
 import argparse
+import errno
+import fcntl
 import gzip
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -188,6 +191,19 @@ def test_refuses_what_it_would_spoil(tmp_path):
         Output([tmp_path / "other"], {})
     with pytest.raises(UserError, match="the folder .* does not exist"):
         Output([tmp_path / "no" / "out"], {})
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with closing(Output([tmp_path / "out"], {})) as output:
+        output.append([b"1"])
+        output.commit(1, 0, "")
+        output.finish()
+    assert (tmp_path / "out").read_bytes() == b"1"
 
 
 def test_damaged_compressed_input(tmp_path):

@@ -9,7 +9,9 @@ from matplotlib.image import imread
 from tiny import tiny_config
 
 from mmbert_jax.errors import UserError
+from mmbert_jax.metrics import read_set_aside
 from mmbert_jax.report import plots
+from mmbert_jax.report.run_figures import curve_figure
 from mmbert_jax.report.runs import (
     final_groups,
     language_shares,
@@ -144,3 +146,13 @@ def test_losses_are_drawn_over_the_tokens_of_the_curriculum(tmp_path, runs, draw
         *([[6, 3.5]], [[6, 4]]),
     ]
     assert imread(tmp_path / "losses.png").shape[:2] == (600, 1680)
+
+
+def test_steps_that_were_gone_back_behind_are_drawn_faintly(tmp_path):
+    steps = [{"step": i, "loss": 5.0 - i / 10} for i in range(1, 9)]
+    note = {"time": 1.0, "back_to_step": 4, "why": "rolled back: by hand"}
+    lines = [json.dumps({"step": i, "loss": 9.0, "set_aside": note}) + "\n" for i in (5, 6)]
+    (tmp_path / "metrics_set_aside.jsonl").write_text("".join(lines))
+    gone = [record for record, _ in read_set_aside(tmp_path)]
+    assert "set-aside" in curve_figure(steps, "loss", "nats", set_aside=[gone])
+    assert "set-aside" not in curve_figure(steps, "loss", "nats")

@@ -1,12 +1,14 @@
-"""Every program that writes, on a disk that is full and on one that can only be read.
+"""Every program that writes: on a disk that is full, on one that can only be read, and with numbers that are none.
 
-One line that names the place and the reason, nothing half written, and the same command works when there is room.
+A disk that refuses gives one line with the place and the reason, and nothing half written; the same command works when
+there is room.
 """
 
 import dataclasses
 import importlib
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -26,11 +28,14 @@ from mmbert_jax.config import to_json
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.errors import run_main
 from mmbert_jax.files import write_json
+from mmbert_jax.goodput import Timeline
 from mmbert_jax.hf.config import to_hf
 from mmbert_jax.hf.names import to_theirs
 from mmbert_jax.hf.weights import save_weights
+from mmbert_jax.inference.stream import Record
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import init_params
+from mmbert_jax.run import TIMELINE
 from mmbert_jax.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -231,3 +236,47 @@ def test_one_line_and_nothing_half_there(name, disk, made, monkeypatch, capsys):
         remount(folder, "rw")
         for path in folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+# --- JSON ---
+
+
+@pytest.fixture
+def not_finite(monkeypatch):
+    for name, value in (("loss", math.nan), ("accuracy", math.inf)):
+        monkeypatch.setitem(RESULTS["eng"], name, value)
+
+
+@pytest.mark.parametrize("name", ["heldout", "merge_sweep"])
+def test_results_that_are_not_finite_are_null(name, not_finite, made, tmp_path, monkeypatch):
+    """A sweep that goes on reads them again."""
+    for _ in range(1 + (name == "merge_sweep")):
+        assert run(name, made, tmp_path / "out", monkeypatch) == 0
+    (file,) = [path for path in tmp_path.rglob("*.json") if path.is_file()]
+    found = json.loads(file.read_text(), parse_constant=pytest.fail)
+    held_out = [found] if name == "heldout" else list(found["points"].values())
+    for point in held_out:
+        assert point["held_out"]["eng"] == {"loss": None, "accuracy": None, "targets": 7}
+        assert point["held_out_groups"]["all"]["loss"] is None
+
+
+def test_lines_of_records_are_json(tmp_path):
+    encode, fill_mask = importlib.import_module(ENCODE), importlib.import_module(FILL_MASK)
+    record = Record("line 1", math.nan, "text")
+    mask = [fill_mask.Prediction(5, "a", math.nan)]
+    vector = np.ones(2, np.float32)
+    clock = Timeline()
+    clock.open(tmp_path, 0)
+    clock._unwritten["step"] = math.inf
+    clock.record(1)
+    clock.close()
+    lines = [
+        *fill_mask.jsonl_bytes(record, [5], [mask]),
+        *encode.jsonl_bytes(record, [5], vector),
+        encode.npy_bytes(record, [5], vector, np.dtype(np.float32))[1],
+        *(tmp_path / TIMELINE).read_bytes().splitlines(),
+    ]
+    found = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert found[0]["masks"][0][0]["probability"] is None
+    assert found[1]["id"] is found[2] is None
+    assert found[-1]["seconds"]["step"] is None
