@@ -47,7 +47,7 @@ from mmbert_jax.parallel.processes import everywhere, once
 from mmbert_jax.parallel.sharding import local_rows
 from mmbert_jax.profile import StepTrace, parse_steps
 from mmbert_jax.report.runs import step_groups
-from mmbert_jax.rollback import next_row, read_stretches, roll_back, skip_bad_stretch
+from mmbert_jax.rollback import Stretch, next_row, read_stretches, roll_back, skip_bad_stretch
 from mmbert_jax.run import checkpoint as checkpoint_folder
 from mmbert_jax.run import complete_steps
 from mmbert_jax.step import State, abstract_state, compile_train_step, init_state
@@ -129,6 +129,8 @@ def train(
     # --- config: everything that can be wrong is refused before anything is written ---
     config = complete(config, workdir)
     validate(config)
+    for line in once(lambda: check_run(config, workdir), "looking at the run folder"):
+        say(line)
     row_length, train_config = config.data.row_length, config.train
     rows, steps = phase_rows(train_config, row_length), phase_steps(train_config, row_length)
     tokens = rows * row_length
@@ -141,7 +143,7 @@ def train(
     # --- data: every row of the phase is known by its number ---
     data = everywhere(lambda: open_phase(config), "opening the corpus")
     say(describe(data.mixture))
-    seen_from, same_data = once(lambda: check_resume(config, data, workdir))
+    seen_from, same_data = once(lambda: check_resume(config, data, workdir), "comparing the data")
     say(same_data)
     check_agreement({"data": fingerprint(config, data, seen_from)})
     check_tokenizer(config, data)
@@ -149,24 +151,9 @@ def train(
 
     # --- state: resumed, or started from another run's checkpoint, or from scratch ---
     abstract = abstract_state(config, mesh)
-    for line in once(lambda: check_run(config, workdir), "looking at the run folder"):
-        say(line)
     if config.init_from and not once(lambda: complete_steps(workdir), "looking for checkpoints"):
         everywhere(lambda: check_start(config, data, abstract), "reading config.init_from")
-    nonce = once(lambda: run_lock.take(workdir), "taking the run folder")
-    everywhere(lambda: run_lock.see(workdir, nonce), "looking for the run folder")
-    once(lambda: claim_run(config, workdir), "writing the run's config")
-    if rollback:
-        say(
-            once(
-                lambda: roll_back(workdir, *rollback, train_config.microbatch_rows, rows),
-                "going back",
-            )
-        )
-    stretches = once(lambda: read_stretches(workdir), "reading skipped rows")
-    once(lambda: checkpoint.clear(workdir), "clearing what a killed save left")
-    newest = once(lambda: checkpoint.newest_intact(workdir), "checking the newest checkpoint")
-    resumed = None if newest is None else checkpoint_folder(workdir, newest)
+    resumed, stretches = take_run_folder(config, workdir, rollback, rows)
     with saves_in_time(config, "restoring a checkpoint"):
         manager = checkpoint.open_manager(
             workdir,
@@ -378,6 +365,26 @@ def in_time(what: str, minutes: float, field: str) -> contextlib.AbstractContext
         " same command, run again, goes on from the newest checkpoint"
     )
     return deadline(60 * minutes, message, processes.RESTART)
+
+
+def take_run_folder(
+    config: ConfigDict, workdir: Path, rollback: tuple[int, int] | None, rows: int
+) -> tuple[Path | None, list[Stretch]]:
+    """Makes the run folder this job's own, and goes back where that is asked for.
+
+    Returns:
+      The checkpoint to resume from, if there is one, and the stretches of rows that the run leaves out.
+    """
+    nonce = once(lambda: run_lock.take(workdir), "taking the run folder")
+    everywhere(lambda: run_lock.see(workdir, nonce), "looking for the run folder")
+    once(lambda: claim_run(config, workdir), "writing the run's config")
+    if rollback:
+        size = config.train.microbatch_rows
+        say(once(lambda: roll_back(workdir, *rollback, size, rows), "going back"))
+    once(lambda: checkpoint.clear(workdir), "clearing what a killed save left")
+    newest = once(lambda: checkpoint.newest_intact(workdir), "checking the newest checkpoint")
+    stretches = once(lambda: read_stretches(workdir), "reading skipped rows")
+    return None if newest is None else checkpoint_folder(workdir, newest), stretches
 
 
 def restore_or_start(
