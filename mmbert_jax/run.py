@@ -4,12 +4,11 @@ RUN/config.json  metrics.jsonl  metrics_set_aside.jsonl  timeline.jsonl  skipped
     checkpoints/STEP/
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from mmbert_jax.errors import UserError
-from mmbert_jax.files import visible
+from mmbert_jax.files import read_json, visible
 
 CONFIG, METRICS, TIMELINE, SKIPPED_ROWS = (
     "config.json",
@@ -102,4 +101,4 @@ def read_config(run: Path) -> dict[str, Any]:
     path = run / CONFIG
     if not path.is_file():
         raise UserError(f"{path} is missing: {run} is not the folder of a run")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)
