@@ -44,7 +44,7 @@ def check_resume(config: ConfigDict, data: PhaseData, run: Path) -> tuple[int, s
     if newest is None:
         return 0, f"data fingerprint {fingerprint(config, data, 0)['digest']}"
     folder, meta = newest
-    row = meta["row"]
+    row = meta.get("row", 0)
     now = fingerprint(config, data, row)
     if found := changed_data(meta, now):
         raise UserError(
@@ -70,7 +70,7 @@ def check_documents(run: Path, config: ConfigDict, data: PhaseData) -> None:
     if newest is None:
         return
     folder, meta = newest
-    if found := changed_data(meta, fingerprint(config, data, meta["row"])):
+    if found := changed_data(meta, fingerprint(config, data, meta.get("row", 0))):
         raise UserError(
             f"{config.data.corpus} is not what {run} was trained on (by {folder}): {found}. Name a copy of that corpus"
             " with --corpus"

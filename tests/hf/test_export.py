@@ -280,7 +280,11 @@ def test_special_ids_of_another_tokenizer_go_through(exported, params, meta, tmp
     for file in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
         assert (again / file).read_bytes() == (folder / file).read_bytes(), file
     assert json.loads((again / "config.json").read_text()) == fields | ids
+    # Written otherwise it is still the same one; with another piece it is not.
     (folder / "tokenizer.json").write_text(json.dumps(description) + " ")
+    assert copied_tokenizer(meta).sha256 != meta["tokenizer"]["sha256"]
+    description["added_tokens"][0]["content"] = "[pad]"
+    (folder / "tokenizer.json").write_text(json.dumps(description))
     with pytest.raises(UserError, match="is not the one that was imported"):
         copied_tokenizer(meta)
 
