@@ -177,7 +177,12 @@ def digests(workdir: Path) -> dict[str, str]:
     found = {}
     for item in ("params", "optimizer"):
         digest = hashlib.sha256()
-        tree = ocp.PyTreeCheckpointHandler().restore(folder / item)
+        stored = ocp.StandardCheckpointHandler().metadata(folder / item).tree
+        # As arrays of the host: the devices of a job of several processes are not here.
+        how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
+        tree = ocp.PyTreeCheckpointHandler().restore(
+            folder / item, args=ocp.args.PyTreeRestore(restore_args=how)
+        )
         for path, leaf in jax.tree.leaves_with_path(tree):
             array = np.asarray(leaf)
             digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
