@@ -105,7 +105,7 @@ ENTRY %main (x: f32[64,16], y: f32[64,16], z: bf16[64,8]) -> (f32[64,3], f32[]) 
   ROOT %f = (f32[64,3]{1,0}, f32[]) fusion(%x, %y, %z), kind=kLoop, calls=%fused
 }
 """
-    read = 64 * 3 * 4 + 4096 + 2 * 64 * 3 * 2
+    read = 64 * 3 * 4 + 4096 + 64 * 3 * 2
     assert memory_traffic(parse(text)) == read + 64 * 3 * 4 + 4
 
 
