@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from mmbert_jax import checkpoint
+from mmbert_jax import checkpoint, run_lock
 from mmbert_jax.batches import open_phase
 from mmbert_jax.checks import check_resume, check_start, check_tokenizer
 from mmbert_jax.checksums import damage, sha256
@@ -60,6 +60,7 @@ def dry_run(config: ConfigDict, workdir: Path) -> bool:
     check("same data", ("data",), lambda data: _same_data(config, data, workdir))
     check("held-out rows", ("data",), lambda _: _held_out(config))
     check("run folder", ("config",), lambda _: _run(config, workdir))
+    check("lock", ("run folder",), lambda _: _lock(workdir))
     check(
         "start checkpoint",
         ("data", "mesh", "run folder"),
@@ -133,6 +134,14 @@ def _run(config: ConfigDict, workdir: Path) -> tuple[Path | None, str]:
             f"the newest checkpoint is damaged: {found}; the one before it would be used"
         )
     return newest, f"{workdir} would be resumed at step {newest.name}"
+
+
+def _lock(workdir: Path) -> tuple[bool, str]:
+    if who := run_lock.holder(workdir):
+        raise UserError(
+            f"{workdir} is in use by {who}: wait for its end, or choose another --workdir"
+        )
+    return True, "nobody else trains there"
 
 
 def _start(

@@ -39,9 +39,11 @@ def test_rows_must_spread_over_the_chips():
     with pytest.raises(UserError, match="microbatch_rows=8 is less than the 16 chips"):
         check_rows(config, 16)
     with pytest.raises(
-        UserError, match=r"no multiple of the 3 .* --config.train.microbatch_rows=9 "
+        UserError, match=r"microbatch_rows=8 is no multiple of the 3 .*train.microbatch_rows=9 "
     ):
         check_rows(config, 3)
+    # A batch need not: its last microbatch is filled up.
+    check_rows(tiny_config(train__batch_rows=20, train__microbatch_rows=16), 16)
 
 
 def report(**changes):
@@ -58,14 +60,15 @@ def report(**changes):
     }
 
 
-def test_the_suggestion_is_the_most_rows_that_fit_and_divide_the_batch():
-    # Five rows fit; 240 rows are six microbatches of 40. The rows of the start need not be such.
-    config = tiny_config(train__batch_rows=240, train__batch_warmup_from_rows=32)
-    text = suggest(report(), config)
-    assert "--config.train.microbatch_rows=40 (5 rows a chip; the estimate allows 5)" in text
-    assert "batch_warmup" not in text
-    config = tiny_config(train__batch_rows=256, train__batch_warmup_from_rows=32)
-    assert suggest(report(), config).startswith("none: ")  # four rows were compiled
+def test_the_suggestion_is_the_most_rows_that_fit_and_leave_the_least_padding():
+    # Five rows a chip fit: 240 rows are six microbatches of them; of 256 rows a seventh would hold 16.
+    text = suggest(report(), tiny_config(train__batch_rows=240))
+    assert text == "--config.train.microbatch_rows=40 (5 rows a chip; the estimate allows 5)"
+    assert suggest(report(), tiny_config(train__batch_rows=256)).startswith(
+        "none: --config.train.microbatch_rows=32 "  # four rows were compiled
+    )
+    # No size divides 250 rows: four rows a chip leave 6 of padding, five 30, three 14.
+    assert "microbatch_rows=32" in suggest(report(), tiny_config(train__batch_rows=250))
 
 
 def test_where_no_row_fits_the_state_is_spread():

@@ -30,13 +30,15 @@ def compiled():
 def run(tmp_path, monkeypatch, compiled):
     """A function that trains as far as it goes, with NaN in the loss of the given rows; it returns the exit status."""
     corpus = write_corpus(tmp_path / "corpus", {"eng": 400}, row_length=64)
-    overrides = {"model__vocab_size": 2048, "mesh__data": 8, "train__batch_warmup_tokens": 0}
+    # More rows in the embedding than the tokeniser has entries.
+    overrides = {"model__vocab_size": 2304, "mesh__data": 8, "train__batch_warmup_tokens": 0}
     config = tiny_config(data__corpus=str(corpus), train__max_skipped_steps=2, **overrides)
 
     def run(bad_rows=(), by_hand=None, every_steps=2) -> int:
         config.checkpoint.every_steps = every_steps
 
         def poisoned(key, rows, *args, **options):
+            assert options["vocabulary"] == 2048
             *targets, weights = mask_tokens(key, rows, *args, **options)
             bad = jnp.isin(rows[:, 1], jnp.array([*bad_rows, 10**6], jnp.uint32))
             return *targets, jnp.where(bad[:, None], jnp.nan, weights)

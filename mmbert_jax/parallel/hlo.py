@@ -18,6 +18,11 @@ _FREE = {
     "partition-id", "replica-id", "optimization-barrier", "async-update",
 }  # fmt: skip
 _SLICES = {"dynamic-slice", "slice", "gather"}
+# Of their operands no more is read than of them.
+_ELEMENT_BY_ELEMENT = {
+    *("bitcast", "convert", "copy", "select", "concatenate", "maximum", "minimum"),
+    *("add", "subtract", "multiply", "divide", "negate"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +164,8 @@ def _trip_count(program: Program, loop: Instruction) -> int | None:
 def memory_traffic(program: Program, unknown_trips: int = 1) -> int:
     """Bytes that one device reads from and writes to its main memory.
 
-    Operands and results of every instruction outside fusions, each once; of an operand that is only sliced, the slices.
+    Operands and results of every instruction outside fusions, each once; of an operand that is only sliced, itself or
+    what is computed from it element by element, the slices.
     What stays in a TPU's vector memory is not counted, nor what a kernel reads twice.
     """
     counts = executions(program, unknown_trips)
@@ -207,10 +213,13 @@ def _read(program: Program, computation: dict[str, Instruction], x: Instruction)
     for user in computation.values():
         if x.name not in user.operands:
             continue
+        if total >= x.bytes:
+            break
         if user.opcode in _SLICES and user.operands[0] == x.name:
             total += user.bytes
-        elif user.opcode == "bitcast":
-            total += _read(program, computation, user)
+        elif user.opcode in _ELEMENT_BY_ELEMENT and not user.is_root:
+            share = _read(program, computation, user) / max(user.bytes, 1)
+            total += round(share * _elements(user.type) * x.bytes / _elements(x.type))
         elif user.opcode == "dynamic-update-slice" and user.operands[0] == x.name:
             continue  # written in place
         elif user.opcode == "fusion":
@@ -226,6 +235,12 @@ def _read(program: Program, computation: dict[str, Instruction], x: Instruction)
         else:
             return x.bytes
     return min(total, x.bytes)
+
+
+def _elements(type_: str) -> int:
+    """Elements of an array, or of all arrays of a tuple."""
+    shapes = (shape for _, shape, _ in _ARRAY.findall(type_))
+    return sum(math.prod(int(n) for n in shape.split(",") if n) for shape in shapes) or 1
 
 
 def _written(computation: dict[str, Instruction], root: Instruction, type_: str) -> int:

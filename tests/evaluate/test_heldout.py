@@ -10,8 +10,10 @@ from data.tiny_corpus import write_corpus
 from tiny import tiny_config
 
 from mmbert_jax.data.pipeline import held_out_batches
-from mmbert_jax.evaluate.heldout import batch_rows, by_group, group_table, held_out_losses
+from mmbert_jax.evaluate.heldout import batch_rows, by_group, evaluate, group_table, held_out_losses
 from mmbert_jax.hf.load import load_hf
+from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.model.heads import init_params
 from mmbert_jax.model.masking import mask_tokens
 from mmbert_jax.model.row_keys import count_rows, in_words
 from mmbert_jax.parallel.mesh import make_mesh
@@ -172,6 +174,22 @@ def test_rows_at_a_time_spread_over_the_mesh_and_fit_a_device(
     assert (
         batch_rows(config, make_mesh({"data": data, "fsdp": 1, "tensor": 1}, devices)) == expected
     )
+
+
+def test_random_tokens_are_the_tokenisers(corpus, mesh, monkeypatch):
+    """Of an embedding with more rows than the tokeniser has entries the rest is never an input."""
+    taken = []
+
+    def watched(*arguments, **options):
+        taken.append((options["vocabulary"], options["ratio"]))
+        return mask_tokens(*arguments, **options)
+
+    monkeypatch.setattr("mmbert_jax.step.mask_tokens", watched)
+    sizes = {"data__row_length": ROW_LENGTH, "model__vocab_size": 2304}
+    config = tiny_config(data__corpus=str(corpus), **sizes)
+    params = init_params(ModelConfig.from_config(config.model), 0)
+    assert list(evaluate(config, mesh)(params)) == sorted(HELD_OUT)
+    assert taken == [(2048, 0.15)]
 
 
 def test_no_held_out_rows(tmp_path, mesh):

@@ -36,7 +36,7 @@ def runs(tmp_path_factory):
     held_out = {"eng": 3, "fra": 2}
     corpus = write_corpus(folder / "corpus", held_out, row_length=64, held_out=held_out)
     config = tiny_config(data__corpus=str(corpus))
-    config.model.vocab_size = 1100
+    config.model.vocab_size = 2048
     config.eval.groups = {"first": ("eng",), "second": ("fra",)}
     rng = np.random.default_rng(0)
     start = init_params(ModelConfig.from_config(config.model), 0)

@@ -74,6 +74,41 @@ def test_the_count_is_that_of_xla_where_there_is_no_loop():
     assert memory_traffic(parse(compiled.as_text())) == pytest.approx(expected, rel=0.01)
 
 
+def test_of_what_is_sliced_after_arithmetic_the_slices_are_read():
+    """A fusion of two arrays of 4096 bytes: of both together 3 columns of 16, and of one of them a sum of all."""
+    text = """HloModule sliced, is_scheduled=true
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %r = f32[] add(%a, %b)
+}
+
+%fused (x: f32[64,16], y: f32[64,16], z: bf16[64,8]) -> (f32[64,3], f32[]) {
+  %x = f32[64,16]{1,0} parameter(0)
+  %y = f32[64,16]{1,0} parameter(1)
+  %z = bf16[64,8]{1,0} parameter(2)
+  %zz = bf16[64,16]{1,0} concatenate(%z, %z), dimensions={1}
+  %wide = f32[64,16]{1,0} convert(%zz)
+  %both = f32[64,16]{1,0} add(%x, %wide)
+  %all = f32[64,16]{1,0} multiply(%both, %y)
+  %first = f32[64,3]{1,0} slice(%all), slice={[0:64], [0:3]}
+  %zero = f32[] constant(0)
+  %total = f32[] reduce(%y, %zero), dimensions={0,1}, to_apply=%sum
+  ROOT %t = (f32[64,3]{1,0}, f32[]) tuple(%first, %total)
+}
+
+ENTRY %main (x: f32[64,16], y: f32[64,16], z: bf16[64,8]) -> (f32[64,3], f32[]) {
+  %x = f32[64,16]{1,0} parameter(0)
+  %y = f32[64,16]{1,0} parameter(1)
+  %z = bf16[64,8]{1,0} parameter(2)
+  ROOT %f = (f32[64,3]{1,0}, f32[]) fusion(%x, %y, %z), kind=kLoop, calls=%fused
+}
+"""
+    read = 64 * 3 * 4 + 4096 + 64 * 3 * 2
+    assert memory_traffic(parse(text)) == read + 64 * 3 * 4 + 4
+
+
 def test_other_text_is_refused():
     with pytest.raises(ValueError, match="no HLO module"):
         parse("module @jit_f {}")
