@@ -17,7 +17,10 @@ import threading
 import time
 from pathlib import Path
 
-from mmbert_jax.run import complete_steps  # imports no jax, which would take the job's devices
+# None of these imports jax, which would take the job's devices.
+from mmbert_jax.config import complete, read, split_overrides
+from mmbert_jax.errors import UserError
+from mmbert_jax.run import complete_steps
 
 RESTART = 75  # mmbert_jax.parallel.processes.RESTART
 # Seconds that the processes that are left have to say why, when one has ended, before SIGKILL.
@@ -113,9 +116,18 @@ def _print_lines(prefix: str, lines) -> None:
 
 
 def run_folder(train_arguments: list[str]) -> Path | None:
+    """Where the run is to be found, as mmbert_jax.train has it; None where its arguments are wrong, as it will say."""
+    overrides, others = split_overrides(train_arguments)
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--workdir", "-workdir", type=Path)
-    return parser.parse_known_args(train_arguments)[0].workdir
+    parser.add_argument("--config", "-config")
+    known, _ = parser.parse_known_args(others)
+    if known.workdir or not known.config:
+        return known.workdir
+    try:
+        return Path(complete(read(known.config, overrides)).workdir)
+    except UserError:
+        return None
 
 
 def newest_checkpoint(train_arguments: list[str]) -> int:

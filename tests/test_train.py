@@ -285,7 +285,6 @@ def test_launchers_ask_for_the_newest_step(tmp_path, capsys, steps, newest):
     ("extra", "message"),
     [
         (["--config.optimizer.peek_lr=1"], "peak_lr"),
-        (["--config.train.tokens=many"], "many"),
         (["--config.data.corpus=/nowhere"], "config.data.corpus=/nowhere: no such folder"),
     ],
 )

@@ -1,6 +1,7 @@
 """The launchers, with stand-ins for the commands of the clusters that note what they are called with."""
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -123,6 +124,23 @@ def test_a_signal_before_the_command_is_known_reaches_it(tmp_path):
     slow = tmp_path / "slow.sh"
     slow.write_text("case $0 in */restart.sh) trap 'sleep 0.15' DEBUG ;; esac\n")
     assert signalled(tmp_path, BASH_ENV=str(slow)) == (75, "up\nsaved\n")
+
+
+# --- local.py ---
+
+
+def test_local_looks_where_training_does(tmp_path, monkeypatch):
+    """For a checkpoint that is newer, whether the run folder is named, in the config, or its default."""
+    spec = importlib.util.spec_from_file_location("local", LAUNCH / "local.py")
+    local = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(local)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/phase1/checkpoints/7").mkdir(parents=True)
+    config = ["--config", str(LAUNCH.parent / "configs/phase1.py")]
+    assert local.newest_checkpoint(config) == 7
+    assert local.newest_checkpoint([*config, "--workdir", "runs/phase1"]) == 7
+    assert local.newest_checkpoint([*config, "--config.workdir=runs/other"]) == -1
+    assert local.newest_checkpoint([*config, "--config.no_such_field=1"]) == -1
 
 
 # --- tpu_pod.sh ---
