@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from data.tiny_corpus import write_corpus
@@ -13,6 +14,7 @@ from mmbert_jax.data.pipeline import open_data
 from mmbert_jax.evaluate.heldout import evaluate
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.processes import RESTART
+from mmbert_jax.train import saves_in_time, step_in_time
 from mmbert_jax.watchdog import watched
 
 WAIT = """
@@ -75,3 +77,21 @@ def test_held_out_rows_that_stall_end_the_run(monkeypatch, capsys, hanging):
 
 def test_items_that_come_in_time_pass():
     assert list(watched(iter("abc"), 30, "too long", 7)) == ["a", "b", "c"]
+
+
+def test_devices_that_hang_end_the_run(monkeypatch, capsys, hanging):
+    """In the evaluation, in a step and in a save: another process, a device or a disk that does not answer."""
+    config = tiny_config(train__stall_minutes=0.005, checkpoint__stall_minutes=0.006)
+    hangs, statuses = hanging
+    monkeypatch.setattr("mmbert_jax.evaluate.heldout.held_out_batches", lambda *_: iter(()))
+    monkeypatch.setattr("jax.block_until_ready", lambda _: next(hangs()))
+    with pytest.raises(EOFError):
+        evaluate(config, make_mesh({"data": 8, "fsdp": 1, "tensor": 1}))({})
+    for waiting in (step_in_time(config), saves_in_time(config, "saving a checkpoint")):
+        with waiting:
+            time.sleep(0.8)
+    assert statuses == [RESTART] * 3
+    said = capsys.readouterr().err
+    assert "a held-out batch took longer than 0.005 minutes (config.train.stall_minutes)" in said
+    assert "a step took longer than 0.005 minutes (config.train.stall_minutes)" in said
+    assert "saving a checkpoint took longer than 0.006 minutes (config.checkpoint.stall" in said
