@@ -182,7 +182,8 @@ def small_disk(tmp_path):
 def test_a_full_disk_leaves_complete_checkpoints(command, environment, uninterrupted, small_disk):
     result = run(command, small_disk, environment)
     assert result.returncode == 2
-    assert re.search(r"error: .*disk.* failed: .*space", result.stderr)
+    assert re.search(r"error: .*disk.*No space left on device", result.stderr)
+    assert "Traceback" not in result.stderr
     before = sorted(p for p in (small_disk / "checkpoints").iterdir() if p.name.isdigit())
     assert before
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
