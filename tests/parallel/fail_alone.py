@@ -3,7 +3,7 @@
     python fail_alone.py FOLDER CONFIG_JSON STAGE=PORT:WORKDIR...
 
 A stage's job is a fork of this program, which has imported everything already; what it prints is in FOLDER/STAGE.INDEX.
-Prints a line for each stage, its name and its exit status. What is harmed is as deep in the program as can be: a file's
+Prints a line for each stage: its name, its exit status and when it ended. What is harmed is as deep in the program as can be: a file's
 manifest, the disk.
 """
 
@@ -28,11 +28,17 @@ from mmbert_jax.errors import UserError, run_main
 
 
 def refuses(*arguments, **named):
+    say_when()
     raise UserError("the injected fault")
 
 
 def crashes(*arguments, **named):
+    say_when()
     raise RuntimeError("the injected fault")
+
+
+def say_when() -> None:
+    print("FAULT", time.time(), flush=True)
 
 
 def harm(stage: str, config: ConfigDict) -> None:
@@ -41,7 +47,7 @@ def harm(stage: str, config: ConfigDict) -> None:
     elif stage == "corpus":
         mmbert_jax.data.pipeline.find_corpora = refuses
     elif stage == "init_from":
-        mmbert_jax.checkpoint.damage = lambda folder: "the injected fault"
+        mmbert_jax.checkpoint.damage = lambda folder: say_when() or "the injected fault"
     elif stage == "restore":
         mmbert_jax.checkpoint._restore = crashes
     elif stage == "compile":
@@ -103,7 +109,7 @@ def main() -> None:
             run(stage, port, workdir, ConfigDict(json.loads(config.read_text())), index)
             sys.exit(0)
         # Whoever is not there in time hangs, which the test is about.
-        print(stage, wait(pid, 120), flush=True)
+        print(stage, wait(pid, 120), time.time(), flush=True)
 
 
 if __name__ == "__main__":

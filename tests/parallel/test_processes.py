@@ -302,12 +302,19 @@ def test_one_of_two_processes_fails_alone(config, one_process, tmp_path):
             workdir = tmp_path / (f"there{index}" if stage == "folders" else stage)
             words[index].append(f"{stage}={port}:{workdir}")
     ends = ends_of({"": two_processes(words)})[""]
-    statuses = [dict(re.findall(r"^(\w+) (-?\d+)$", output, re.M)) for _, output in ends]
+    statuses = [dict(re.findall(r"^(\w+) (-?\d+) ", output, re.M)) for _, output in ends]
+    ended = [dict(re.findall(r"^(\w+) -?\d+ (\S+)$", output, re.M)) for _, output in ends]
     for stage, (status, message) in STAGES.items():
         for index in range(2):
             said = (tmp_path / f"{stage}.{index}").read_text()
             assert statuses[index][stage] == str(status), (stage, said)
             assert re.search(message, said), (stage, said)
+        # Where the moment of the fault is not known, from the first end on.
+        fault = re.search(r"^FAULT (\S+)$", (tmp_path / f"{stage}.1").read_text(), re.M)
+        times = [float(of_process[stage]) for of_process in ended]
+        seconds = max(times) - (float(fault[1]) if fault else min(times))
+        print(f"{stage}: the job ended after {seconds:.1f} s")
+        assert seconds < 60, stage
     # Nothing was begun, and a first save that has failed is none.
     assert not any((tmp_path / stage).exists() for stage in ("config", "corpus", "init_from"))
     assert not (tmp_path / "there1").exists()
