@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 
 # None of these imports jax, which would take the job's devices.
-from mmbert_jax.config import complete, read, split_overrides
+from mmbert_jax.config import complete
+from mmbert_jax.config_file import read, split_overrides
 from mmbert_jax.errors import UserError
 from mmbert_jax.run import complete_steps
 

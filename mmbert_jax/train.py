@@ -26,7 +26,8 @@ from mmbert_jax import checkpoint, run_lock
 from mmbert_jax.agreement import check_agreement, job_account
 from mmbert_jax.batches import open_phase, read_batches
 from mmbert_jax.checks import check_resume, check_start, check_tokenizer
-from mmbert_jax.config import check_run, claim_run, complete, read, split_overrides, validate
+from mmbert_jax.config import check_run, claim_run, complete, validate
+from mmbert_jax.config_file import read, split_overrides
 from mmbert_jax.data.mixture import describe
 from mmbert_jax.data.pipeline import PhaseData, first_rows
 from mmbert_jax.dry_run import dry_run

@@ -6,16 +6,8 @@ import pytest
 from ml_collections import ConfigDict
 from tiny import tiny_config
 
-from mmbert_jax.config import (
-    FIELDS,
-    claim_run,
-    complete,
-    flatten,
-    is_free_on_resume,
-    load,
-    split_overrides,
-    validate,
-)
+from mmbert_jax.config import FIELDS, claim_run, complete, flatten, is_free_on_resume, validate
+from mmbert_jax.config_file import load, split_overrides
 from mmbert_jax.errors import UserError
 
 

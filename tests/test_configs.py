@@ -6,7 +6,8 @@ import jax
 import pytest
 
 from mmbert_jax.checks import check_start
-from mmbert_jax.config import load, validate
+from mmbert_jax.config import validate
+from mmbert_jax.config_file import load
 from mmbert_jax.data.pipeline import find_corpora
 from mmbert_jax.errors import UserError
 from mmbert_jax.recipe import settings

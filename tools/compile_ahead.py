@@ -28,7 +28,8 @@ os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 from mmbert_jax.ahead import lines, plan
-from mmbert_jax.config import load, validate
+from mmbert_jax.config import validate
+from mmbert_jax.config_file import load
 from mmbert_jax.errors import run_main
 from mmbert_jax.files import write_json
 

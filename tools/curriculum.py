@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmbert_jax.config import load
+from mmbert_jax.config_file import load
 from mmbert_jax.data.language_codes import describe_fit, language_key
 from mmbert_jax.data.sources import Fields, count_languages, find_inputs
 from mmbert_jax.errors import UserError, run_main

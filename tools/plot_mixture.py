@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mmbert_jax.config import load
+from mmbert_jax.config_file import load
 from mmbert_jax.data.mixture import describe
 from mmbert_jax.errors import run_main
 from mmbert_jax.files import check_file

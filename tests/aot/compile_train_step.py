@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from mmbert_jax.config import load
+from mmbert_jax.config_file import load
 from mmbert_jax.kernels import attention
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.parallel import hardware

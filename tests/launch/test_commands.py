@@ -24,7 +24,8 @@ from jax.sharding import AbstractMesh
 
 import mmbert_jax.train  # noqa: F401, defines its flags
 from mmbert_jax.axes import AXES
-from mmbert_jax.config import load, split_overrides, validate
+from mmbert_jax.config import validate
+from mmbert_jax.config_file import load, split_overrides
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.optim.schedules import phase_steps
 from mmbert_jax.parallel.mesh import mesh_shape

@@ -3,8 +3,8 @@
     python fail_alone.py FOLDER CONFIG_JSON STAGE=PORT:WORKDIR...
 
 A stage's job is a fork of this program, which has imported everything already; what it prints is in FOLDER/STAGE.INDEX.
-Prints a line for each stage: its name, its exit status and when it ended. What is harmed is as deep in the program as can be: a file's
-manifest, the disk.
+Prints a line for each stage: its name, its exit status and when it ended. What is harmed is as deep in the program as
+can be: a file's manifest, the disk.
 """
 
 import json

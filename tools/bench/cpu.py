@@ -28,7 +28,7 @@ import torch
 import transformers
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
-from mmbert_jax.config import load
+from mmbert_jax.config_file import load
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.files import check_file, write_json
 from mmbert_jax.flops import forward_flops_per_token, step_flops_per_token

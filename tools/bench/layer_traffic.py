@@ -20,7 +20,7 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 import jax
 import jax.numpy as jnp
 
-from mmbert_jax.config import load
+from mmbert_jax.config_file import load
 from mmbert_jax.errors import run_main
 from mmbert_jax.files import check_file, write_json
 from mmbert_jax.model.config import ModelConfig

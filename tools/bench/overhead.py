@@ -23,7 +23,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmbert_jax.batches import open_phase, read_batches
-from mmbert_jax.config import complete, read
+from mmbert_jax.config import complete
+from mmbert_jax.config_file import read
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.files import check_file, write_json
 from mmbert_jax.goodput import read_timeline
