@@ -191,10 +191,13 @@ def test_no_text(tmp_path, run_tool):
 
 def test_an_output_that_is_there_is_refused(tmp_path, run_tool, cldr_file):
     (tmp_path / "notes.txt").write_text("mine")
-    for output in (tmp_path, tmp_path / "notes.txt"):
+    for output, message in (
+        (tmp_path, " is not empty: choose another output folder, or remove it first"),
+        (tmp_path / "notes.txt", ": is a file; name a folder"),
+    ):
         done = run_tool(
             "train_tokenizer", "--input", cldr_file, "--vocab_size", 300, "--output", output
         )
         assert done.returncode == 2
-        assert f"{output}: exists and is not an empty folder; name a new one" in done.stderr
+        assert done.stderr == f"error: {output}{message}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
