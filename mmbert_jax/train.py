@@ -207,13 +207,14 @@ def train(
         run_lock.check()
         if record["skipped"]:
             say(f"step {record['step']} had no finite gradient and changed nothing")
-        if skipped.see(record):
+        too_many = skipped.see(record)
+        if line := log.add(record):
+            say(line)
+        if too_many:
             close(record["step"])
             good_step, stop = record["step"] - skipped.in_a_row, record["tokens"] // row_length
             say(once(lambda: skip_bad_stretch(workdir, good_step, stop, rows)))
             sys.exit(processes.RESTART)
-        if line := log.add(record):
-            say(line)
 
     def close(step: int) -> None:
         """Waits for the last save and ends what is written into the run folder."""

@@ -31,7 +31,7 @@ from mmbert_jax.ahead import lines, plan
 from mmbert_jax.config import validate
 from mmbert_jax.config_file import load
 from mmbert_jax.errors import run_main
-from mmbert_jax.files import write_json
+from mmbert_jax.files import check_file, write_json
 
 
 def main() -> None:
@@ -55,10 +55,11 @@ def main() -> None:
     arguments, overrides = parser.parse_known_args()
     config = load(arguments.config, overrides)
     validate(config)
+    for path in filter(None, (arguments.output, arguments.hlo)):
+        check_file(path)
     report = plan(config, arguments.topology, arguments.document, arguments.hlo)
     print("\n".join(lines(report)))
     if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
         write_json(arguments.output, report)
     sys.exit(0 if report["fits"] else 1)
 
