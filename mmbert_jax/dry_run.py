@@ -67,7 +67,7 @@ def dry_run(config: ConfigDict, workdir: Path) -> bool:
         lambda data, mesh, newest: _start(config, data, mesh, newest),
     )
     check("disk", ("mesh",), lambda mesh: _disk(config, mesh, workdir))
-    check("training step", ("mesh",), lambda mesh: _step(config, mesh))
+    check("training step", ("mesh",), lambda mesh: _step(config, mesh, found.get("data")))
     print(
         f"{len(failed)} checks failed: {', '.join(failed)}" if failed else "the run can be started"
     )
@@ -182,8 +182,9 @@ def _disk(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path) -> tuple[b
     )
 
 
-def _step(config: ConfigDict, mesh: jax.sharding.Mesh) -> tuple[bool, str]:
-    compiled = compile_train_step(config, mesh)
+def _step(config: ConfigDict, mesh: jax.sharding.Mesh, data: PhaseData | None) -> tuple[bool, str]:
+    # The program that the run will use, where its data are there: a cache of compiled programs then has it.
+    compiled = compile_train_step(config, mesh, data.tokenizer["vocab_size"] if data else None)
     memory = compiled.memory_analysis()
     if memory is None:
         return True, "compiled"
