@@ -202,9 +202,8 @@ def _beat(held: _Held) -> None:
 
 def _see_that_it_is_ours(held: _Held) -> None:
     lock = _read(held.run)
-    if lock is None and not _create(
-        held
-    ):  # somebody removed it, or is about to take it: who comes first has it
+    # Where there is none, somebody removed it, or is about to take it: who comes first has it.
+    if lock is None and not _create(held):
         lock = _read(held.run)
     if lock and lock["nonce"] != held.nonce:
         watchdog.end_program(
