@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mmbert_jax.config import decisive_fields
-from mmbert_jax.data.corpus import Manifest
+from mmbert_jax.data.corpus import Manifest, trained_part
 from mmbert_jax.data.pipeline import PhaseData, find_corpora
 from mmbert_jax.data.tokenizer_identity import same_tokenizer, short
 from mmbert_jax.errors import UserError
@@ -172,7 +172,8 @@ def _order(data: PhaseData, row: int) -> Account:
 
 def _record(data: PhaseData, corpus: int, row: int) -> str:
     try:
-        return hashlib.blake2b(data.sources[corpus][row], digest_size=4).hexdigest()
+        record = trained_part(data.sources[corpus][row])
+        return hashlib.blake2b(record, digest_size=4).hexdigest()
     except UserError:
         # A shard that is damaged ends the run where it is read to train on, not where a checkpoint is written.
         return ""

@@ -29,10 +29,10 @@ def _optimisations(request):
     if not getattr(request.module, "COMPILED_AS_USERS_DO", False):
         yield
         return
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    quick = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
+    jax.config.update("jax_disable_most_optimizations", quick)
 
 
 @pytest.fixture(params=["cpu", "cuda"])

@@ -9,8 +9,8 @@ A record, little-endian:
   uint32 [s]         segment ends, exclusive, cumulative: the last is n
   uint64 [s]         document ids: input file's index << 40 | line (or record) number from 1
 
-In the manifest a shard has its file, its rows and, since it tells one corpus from another, a digest of its records;
-older corpora have none. `tokenizer` is a record of data/tokenizer_identity.py.
+In the manifest a shard has its file, its rows and, since it tells one corpus from another, a digest of its records but
+for their document ids; older corpora have none. `tokenizer` is a record of data/tokenizer_identity.py.
 """
 
 import itertools
@@ -57,6 +57,12 @@ def encode_row(tokens: np.ndarray, segment_ends: np.ndarray, document_ids: np.nd
             np.asarray(document_ids, "<u8").tobytes(),
         )
     )
+
+
+def trained_part(record: bytes) -> bytes:
+    """A record without its document ids: where the texts lay when they were prepared decides nothing in training."""
+    tokens, segments = np.frombuffer(record, "<u4", 2).tolist()
+    return record[: 8 + 4 * (tokens + segments)]
 
 
 def decode_row(record: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

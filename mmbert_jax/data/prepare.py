@@ -40,6 +40,7 @@ from mmbert_jax.data.corpus import (
     document_id,
     encode_row,
     read_manifest,
+    trained_part,
 )
 from mmbert_jax.data.packing import best_fit, piece_bounds
 from mmbert_jax.data.progress import Progress
@@ -540,7 +541,7 @@ def pack_shards(job: _Job) -> dict[int, tuple[list[tuple[int, int]], str]]:
                 rows = tokens = 0
                 for record, n in packed_rows(documents, length):
                     writer.write(record)
-                    digests[length].update(record)
+                    digests[length].update(trained_part(record))
                     rows += 1
                     tokens += n
                 counts[length].append((rows, tokens))

@@ -231,7 +231,8 @@ def test_documents_of_a_step(data, expected):
 
 def test_errors_name_the_field_or_the_file(folder, tmp_path):
     with pytest.raises(
-        UserError, match=r"config\.data\.corpus=.*nowhere: no such folder; make a corpus"
+        UserError,
+        match=r"config\.data\.corpus=.*nowhere: no such folder; name another, or make a corpus",
     ):
         open_data(data_config(tmp_path / "nowhere"), 8, 0)
     with pytest.raises(UserError, match=r"english: no corpus here"):
