@@ -31,9 +31,15 @@ from mmbert_jax.files import atomic_folder
 from mmbert_jax.parallel.processes import fail, peer_is_lost, together
 from mmbert_jax.run import AWAITING_SUMS, checkpoint, checkpoints, complete_steps, locate
 
-# What fails in orbax's threads is raised here, too, and reported once; orbax logs it with a traceback for each thread.
+# What fails in orbax's threads is raised here, too, and reported once; orbax logs it with a traceback for each thread,
+# and asyncio for each of orbax's tasks that nobody waits for any more.
 logging.getLogger("absl").addFilter(
     lambda record: record.levelno < logging.ERROR or "orbax" not in record.pathname
+)
+logging.getLogger("asyncio").addFilter(
+    lambda record: (
+        "never retrieved" not in record.getMessage() or "orbax" not in record.getMessage()
+    )
 )
 
 Meta = dict[str, Any]

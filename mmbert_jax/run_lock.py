@@ -24,6 +24,7 @@ from typing import Any
 
 from mmbert_jax import watchdog
 from mmbert_jax.errors import UserError
+from mmbert_jax.files import naming
 from mmbert_jax.goodput import process_start
 from mmbert_jax.run import LOCK
 
@@ -65,8 +66,8 @@ def take(run: Path) -> str:
     """
     run.mkdir(parents=True, exist_ok=True)
     held = _Held(run, secrets.token_hex(8), _now())
-    _write_beat(held, 0)
     try:
+        _write_beat(held, 0)
         while not _create(held):
             before = _read(run)
             if before and _is_alive(run, before):
@@ -141,7 +142,7 @@ def _create(held: _Held) -> bool:
     except FileExistsError:
         return False
     try:
-        with open(file, "w", encoding="utf-8") as lock:
+        with naming(path), open(file, "w", encoding="utf-8") as lock:
             json.dump({"nonce": held.nonce, **_me()}, lock)
             lock.flush()
             os.fsync(lock.fileno())
@@ -217,12 +218,13 @@ def _see_that_it_is_ours(held: _Held) -> None:
 def _write_beat(held: _Held, count: int) -> None:
     # The length stays, and the file too: a full disk does not make a job look dead.
     path = _beat_file(held.run, held.nonce)
-    file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
-    try:
-        os.write(file, f"{count:020}\n".encode())
-        os.fsync(file)
-    finally:
-        os.close(file)
+    with naming(held.run):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        try:
+            os.write(file, f"{count:020}\n".encode())
+            os.fsync(file)
+        finally:
+            os.close(file)
 
 
 def _read_beat(run: Path, nonce: str) -> bytes:

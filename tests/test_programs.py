@@ -26,6 +26,7 @@ from tiny import tiny_config
 from mmbert_jax.checkpoint import save_params
 from mmbert_jax.config import to_json
 from mmbert_jax.data.tokenizer import load_tokenizer
+from mmbert_jax.data.tokenizer_identity import describe_tokenizer
 from mmbert_jax.errors import run_main
 from mmbert_jax.files import write_json
 from mmbert_jax.goodput import Timeline
@@ -59,6 +60,9 @@ def made(tmp_path_factory) -> Path:
     rows = {"eng": 20, "fao": 5}
     corpus = write_corpus(folder / "corpus", rows, row_length=64, held_out=rows)
     write_small_tokenizer(corpus / "tokenizer")
+    manifest = json.loads((corpus / "manifest.json").read_text())
+    manifest["tokenizer"] = describe_tokenizer(tokenizer)
+    write_json(corpus / "manifest.json", manifest)
     config = tiny_config(data__corpus=str(corpus), model__vocab_size=2048)
     trained = config.copy_and_resolve_references()
     trained.model = dataclasses.asdict(CONFIG)
@@ -119,7 +123,7 @@ COMMANDS = {
         "prepare_corpus",
         "--input {made}/text.jsonl --tokenizer {made}/hf --workers 1 --row_length 64 --output {out}",
     ),
-    "curriculum": ("curriculum", "--input {made}/text.jsonl --output {out}"),
+    "curriculum": ("curriculum", "--input {made}/text.jsonl --languages published --output {out}"),
     "import_hf": ("import_hf", "--model {made}/hf --output {out}"),
     "export_hf": ("export_hf", "--checkpoint {made}/run --tokenizer {made}/hf --output {out}"),
     "merge of folders": ("merge", f"{FOLDERS} --output {{out}}"),
@@ -150,7 +154,7 @@ NOT_AGAIN = {"curriculum", "export_hf", "trim_vocabulary of a run", "train"}
 def replace_what_takes_long(name, program, monkeypatch):
     """What computes, and is not what this is about."""
     if name == "heldout":
-        monkeypatch.setattr(program, "evaluate", lambda config, mesh: lambda params: RESULTS)
+        monkeypatch.setattr(program, "evaluate", lambda config, mesh, draws=1: lambda params: RESULTS)
     elif name == "merge_sweep":
         monkeypatch.setattr(program, "make_score", lambda config, model: lambda params: RESULTS)
     elif name == "curriculum":

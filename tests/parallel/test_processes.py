@@ -273,7 +273,7 @@ FAULT = "error: process 1: the injected fault"
 CRASH = re.escape("error: process 1: RuntimeError('the injected fault')")
 # What process 1 alone fails in -> the job's exit status, and what both processes say.
 STAGES = {
-    "config": (2, "process 1: config.mask.ratio=-1.0 is not allowed"),
+    "config": (2, "config.mask.ratio is 0.3 in process 0, -1.0 in process 1"),
     "corpus": (2, FAULT),
     "init_from": (2, "is damaged: the injected fault"),
     "folders": (2, "every process of a job must see the same run folder"),
