@@ -24,7 +24,7 @@ def test_a_run_that_can_be_started(corpus, tmp_path, capsys):
     before = sorted(corpus.rglob("*"))
     assert dry_run(config_of(corpus), tmp_path / "run")
     printed = capsys.readouterr().out
-    assert printed.count("  ok  ") == 10
+    assert printed.count("  ok  ") == 11
     assert "data fingerprint" in printed
     assert "14 steps" in printed
     assert printed.endswith("the run can be started\n")

@@ -154,7 +154,9 @@ NOT_AGAIN = {"curriculum", "export_hf", "trim_vocabulary of a run", "train"}
 def replace_what_takes_long(name, program, monkeypatch):
     """What computes, and is not what this is about."""
     if name == "heldout":
-        monkeypatch.setattr(program, "evaluate", lambda config, mesh, draws=1: lambda params: RESULTS)
+        monkeypatch.setattr(
+            program, "evaluate", lambda config, mesh, draws=1: lambda params: RESULTS
+        )
     elif name == "merge_sweep":
         monkeypatch.setattr(program, "make_score", lambda config, model: lambda params: RESULTS)
     elif name == "curriculum":

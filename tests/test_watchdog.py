@@ -62,9 +62,15 @@ def test_a_stalled_input_ends_the_run(tmp_path, monkeypatch, capsys, hanging):
     )
 
 
+def no_corpus(data_config):
+    """Folders and manifests: nothing is read of them here but the size of the vocabulary."""
+    return (), ({"tokenizer": {"vocab_size": 512}},)
+
+
 def test_held_out_rows_that_stall_end_the_run(monkeypatch, capsys, hanging):
     config = tiny_config(data__corpus="there", data__stall_minutes=0.005)
     hangs, statuses = hanging
+    monkeypatch.setattr("mmbert_jax.evaluate.heldout.find_corpora", no_corpus)
     monkeypatch.setattr("mmbert_jax.evaluate.heldout.held_out_batches", hangs)
     with pytest.raises(EOFError):
         evaluate(config, make_mesh({"data": 8, "fsdp": 1, "tensor": 1}))({})
@@ -83,6 +89,7 @@ def test_devices_that_hang_end_the_run(monkeypatch, capsys, hanging):
     """In the evaluation, in a step and in a save: another process, a device or a disk that does not answer."""
     config = tiny_config(train__stall_minutes=0.005, checkpoint__stall_minutes=0.006)
     hangs, statuses = hanging
+    monkeypatch.setattr("mmbert_jax.evaluate.heldout.find_corpora", no_corpus)
     monkeypatch.setattr("mmbert_jax.evaluate.heldout.held_out_batches", lambda *_: iter(()))
     monkeypatch.setattr("jax.block_until_ready", lambda _: next(hangs()))
     with pytest.raises(EOFError):
