@@ -16,8 +16,8 @@ from mmbert_jax.parallel.processes import JobError, gather
 
 Account = dict[str, dict[str, Any]]
 
-# Fields that a process may have to itself: where it sees the run folder, which run_lock.py checks to be the same one, and
-# its copy of the corpus, and how it reads that.
+# Fields that a process may have to itself: where it sees the run folder (run_lock.py checks that it is one), and
+# where its copy of the corpus lies and how it reads that.
 OF_A_PROCESS = ("workdir", "data.corpus", "data.loader_workers", "data.prefetch")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _PACKAGE = Path(__file__).parent
