@@ -6,7 +6,7 @@ tokens, the others keep what they have, and a TIES merge of the three decay vari
 Command, all of it:      python tools/curriculum.py            (or `bash tools/demo.sh`, which also installs)
 Command, one phase:      python -m mmbert_jax.train --config configs/demo.py:phase1,cldr
                          (on the corpus of the former; later phases take --config.init_from=runs/demo/phase1)
-Planned for:             2 CPU cores, about 11 minutes; any accelerator is used if jax finds one.
+Planned for:             2 CPU cores, 11 to 20 minutes; any accelerator is used if jax finds one.
 What to expect:          a table of held-out losses; README.md shows one.
 
 What stands after the colon is PHASE[,LANGUAGES]. PHASE: phase1, phase2, decay_english, decay_110, decay_all. LANGUAGES:
