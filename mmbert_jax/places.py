@@ -1,0 +1,47 @@
+"""Where things lie: on a disk, or in a bucket.
+
+Every path that a user gives goes through `place` once; what comes back has pathlib's methods wherever it lies, so
+nothing else asks. `~` is expanded; a scheme other than gs:// and s3:// is refused by name, not taken for a folder.
+"""
+
+import re
+from pathlib import Path
+
+import fsspec
+from etils import epath
+
+from mmbert_jax.errors import UserError
+
+Place = Path | epath.Path
+SCHEMES = ("gs", "s3")
+
+# Another process's new objects are seen at once: fsspec remembers what a folder held unless it is told not to.
+for _scheme in ("gs", "gcs", "s3"):
+    fsspec.config.conf.setdefault(_scheme, {}).setdefault("use_listings_cache", False)
+
+
+def place(path: str | Place) -> Place:
+    """The place that a path names: a `pathlib.Path`, or an `epath.Path` in a bucket.
+
+    Raises:
+      UserError: it has a scheme that nothing here can read or write, or names no bucket.
+    """
+    if isinstance(path, epath.Path) and is_remote(path):
+        return path
+    text = str(path)
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://|(gs|s3):/", text)
+    if not scheme:
+        return Path(text).expanduser()
+    name = scheme[1] or scheme[2]
+    if name not in SCHEMES:
+        raise UserError(
+            f"{text}: {name}:// is not read or written here; use gs://BUCKET/..., s3://BUCKET/... or a local path"
+        )
+    if not re.match(r"[a-z0-9]+://[^/]", text):
+        raise UserError(f"{text}: names no bucket; write {name}://BUCKET/...")
+    return epath.Path(text)
+
+
+def is_remote(path: str | Place) -> bool:
+    """Whether a path names something in a bucket."""
+    return str(path).startswith(tuple(f"{scheme}://" for scheme in SCHEMES))
