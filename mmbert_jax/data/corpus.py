@@ -1,4 +1,4 @@
-"""A corpus on disk: packed rows in ArrayRecord shards, language after language, and manifest.json.
+"""A corpus on a disk or in a bucket: packed rows in shards, language after language, and manifest.json.
 
 The row with global number i of one (row length, split) is record i of its shards laid end to end. Languages are in
 sorted order and each is one range of rows.
@@ -9,26 +9,24 @@ A record, little-endian:
   uint32 [s]         segment ends, exclusive, cumulative: the last is n
   uint64 [s]         document ids: input file's index << 40 | line (or record) number from 1
 
-In the manifest a shard has its file, its rows and, since it tells one corpus from another, a digest of its records but
-for their document ids; older corpora have none. `tokenizer` is a record of data/tokenizer_identity.py.
+In the manifest a shard has its file, its rows, its bytes and, since it tells one corpus from another, a digest of its
+records but for their document ids. How its file holds the records is described in data/shards.py. Version 1 had
+ArrayRecord files, and no bytes; the first of them no digests either. `tokenizer` is a record of
+data/tokenizer_identity.py.
 """
 
-import itertools
 import json
-from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordReader
 
+from mmbert_jax.data.rows import Rows, find_shards
 from mmbert_jax.data.special_ids import PAD
 from mmbert_jax.errors import UserError
+from mmbert_jax.places import Place, place
 
-FORMAT, VERSION = "mmbert_jax corpus", 1
+FORMAT, VERSION = "mmbert_jax corpus", 2
+READ_VERSIONS = (1, 2)
 MANIFEST = "manifest.json"
 SPLITS = ("train", "held_out")
 DOCUMENT_BITS = 40
@@ -101,13 +99,13 @@ def row_to_arrays(
     return row
 
 
-def read_manifest(corpus_dir: str | Path) -> Manifest:
+def read_manifest(corpus_dir: str | Place) -> Manifest:
     """The manifest of a corpus.
 
     Raises:
       UserError: no corpus there, a damaged manifest, or one of another version.
     """
-    path = Path(corpus_dir) / MANIFEST
+    path = place(corpus_dir) / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -118,91 +116,29 @@ def read_manifest(corpus_dir: str | Path) -> Manifest:
         raise UserError(f"{path}: damaged ({error}); prepare the corpus again") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path}: not the manifest of a {FORMAT}")
-    if manifest.get("version") != VERSION:
+    if manifest.get("version") not in READ_VERSIONS:
         raise UserError(
-            f"{path}: version {manifest.get('version')}, but this program reads version {VERSION}; "
-            "prepare the corpus again"
+            f"{path}: version {manifest.get('version')}, but this program reads versions"
+            f" {' and '.join(map(str, READ_VERSIONS))}; prepare the corpus again"
         )
     return manifest
 
 
-class _Rows(Sequence[bytes]):
-    """The records of checked shards laid end to end."""
-
-    def __init__(self, shards: Sequence["_Shard"]):
-        self._shards = tuple(shards)
-        self._ends = list(itertools.accumulate(shard.take for shard in shards))
-        self._source = ArrayRecordDataSource(self._shards)
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def __getitem__(self, row: int) -> bytes:
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of {len(self)}")
-        try:
-            return self._source[row]
-        except RuntimeError as error:  # the C++ reader's checksums do not match; it names no file
-            file = self._shards[bisect_right(self._ends, row)].filename
-            raise UserError(
-                f"{file}: damaged ({error}); copy the shard again or prepare the corpus again"
-            ) from None
-
-
-@dataclass(frozen=True)
-class _Shard:
-    """What ArrayRecordDataSource wants to know of a file that has been opened and counted already."""
-
-    filename: str
-    skip: int
-    take: int
-    examples_in_shard: int
-
-
 def rows_source(
-    corpus_dir: str | Path, manifest: Manifest, row_length: int, split: str
-) -> Sequence[bytes]:
+    corpus_dir: str | Place, manifest: Manifest, row_length: int, split: str
+) -> Rows | tuple[()]:
     """The records of one row length and split, addressed by global row number; can be pickled for worker processes.
 
-    ArrayRecord opens a truncated file without complaint and finds no records in it, so every shard is checked first.
+    Every shard is asked for its size first; none is opened before one of its rows is read.
 
     Raises:
-      UserError: the corpus has no such row length, or a shard is missing, damaged, or has another number of rows;
-        when a row is read, that its bytes do not match their checksum.
+      UserError: the corpus has no such row length, or a shard is missing or has another size than was written; when a
+        row is read, that its shard cannot be read, or its bytes do not match their checksum.
     """
     if str(row_length) not in manifest["row_lengths"]:
         raise UserError(
             f"{corpus_dir}: no rows of {row_length} tokens, only of {', '.join(manifest['row_lengths'])}; "
             f"prepare the corpus with --row_length {row_length}"
         )
-    shards = manifest["row_lengths"][str(row_length)][split]["shards"]
-    found = []
-    for shard in shards:
-        path = Path(corpus_dir) / shard["file"]
-        rows = count_rows(path)
-        if rows != shard["rows"]:
-            raise UserError(
-                f"{path}: {rows} rows where {MANIFEST} says {shard['rows']}: truncated or changed; "
-                "copy the shard again or prepare the corpus again"
-            )
-        found.append(_Shard(str(path), 0, rows, rows))
-    return _Rows(found) if found else ()
-
-
-def count_rows(shard: Path) -> int:
-    """The number of records of a shard; UserError if it is missing or damaged."""
-    if not shard.is_file():
-        raise UserError(f"{shard}: shard is missing; copy it again or prepare the corpus again")
-    try:
-        reader = ArrayRecordReader(str(shard))
-        try:
-            rows = reader.num_records() if reader.ok() else None
-        finally:
-            reader.close()
-    except RuntimeError:  # what the C++ reader throws; its message is a stack of file offsets
-        rows = None
-    if rows is None:
-        raise UserError(
-            f"{shard}: shard is truncated or damaged; copy it again or prepare the corpus again"
-        )
-    return rows
+    entries = manifest["row_lengths"][str(row_length)][split]["shards"]
+    return Rows(find_shards(place(corpus_dir), entries)) if entries else ()

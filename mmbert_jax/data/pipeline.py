@@ -7,7 +7,6 @@ sees depends on nothing else: not on processes, worker processes, prefetching or
 import dataclasses
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import grain
@@ -17,10 +16,14 @@ from absl import flags
 from mmbert_jax.data import corpus
 from mmbert_jax.data.mixture import Mixture, build_mixture, source_names
 from mmbert_jax.data.order import RowOrder
+from mmbert_jax.data.rows import Rows, read_records
 from mmbert_jax.data.tokenizer_identity import same_tokenizer
 from mmbert_jax.errors import UserError
+from mmbert_jax.places import Place, place
 
 Batch = dict[str, np.ndarray]
+# Threads that wait for a bucket's answers, each for those of one microbatch.
+MOST_THREADS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,7 @@ class PhaseData:
     order: RowOrder
     row_length: int
     manifests: tuple[corpus.Manifest, ...]
-    sources: tuple[Sequence[bytes], ...]
+    sources: tuple[Rows | tuple[()], ...]
 
     @property
     def tokenizer(self) -> dict[str, Any]:
@@ -77,13 +80,13 @@ def open_data(
     return PhaseData(mixture, order, row_length, manifests, sources)
 
 
-def find_corpora(data_config: Mapping) -> tuple[tuple[Path, ...], tuple[corpus.Manifest, ...]]:
+def find_corpora(data_config: Mapping) -> tuple[tuple[Place, ...], tuple[corpus.Manifest, ...]]:
     """(folders, manifests): one corpus for all sources, or one for each in the order of `source_names`.
 
     Raises:
       UserError: there is none, one is damaged, or they were prepared with different tokenisers.
     """
-    folder = Path(data_config["corpus"])
+    folder = place(data_config["corpus"])
     if not data_config["corpus"] or not folder.is_dir():
         raise UserError(
             f"config.data.corpus={data_config['corpus']}: no such folder; name another, or make a corpus there:"
@@ -120,16 +123,20 @@ def microbatches(
       rows: which of them to read, from 0; all by default.
       workers: processes that read; 0 reads in threads of this process. Needs the usual `if __name__ == "__main__":`
         in the program's main module, which worker processes import.
-      prefetch: microbatches read ahead, in all workers together.
+      prefetch: microbatches read ahead, in all workers together; more where rows come from a bucket, which takes its
+        time for each but gives many at once.
 
     Yields:
       `tokens`, `segment_ids`, `positions`: int32 [len(rows), row_length].
     """
     rows = np.arange(microbatch_rows) if rows is None else np.asarray(rows)
     source = _Microbatches(phase_data, ranges, rows)
+    in_flight = max((rows.in_flight for rows in phase_data.sources if rows), default=1)
+    prefetch = max(prefetch, -(-in_flight // max(len(rows), 1)) if in_flight > 1 else 0)
     # A worker takes every n-th microbatch and Grain puts them back in turn, so their number changes nothing.
     ahead = max(1, -(-prefetch // max(workers, 1)))
-    options = grain.ReadOptions(num_threads=min(ahead, 4), prefetch_buffer_size=ahead)
+    threads = min(ahead, MOST_THREADS if in_flight > 1 else 4)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     dataset = grain.MapDataset.source(source).to_iter_dataset(options)
     if workers:
         if not flags.FLAGS.is_parsed():
@@ -151,15 +158,21 @@ def first_rows(phase_data: PhaseData, count: int) -> Batch:
 
 
 def held_out_batches(
-    data_config: Mapping, rows_per_batch: int, max_rows_per_language: int
+    data_config: Mapping,
+    rows_per_batch: int,
+    max_rows_per_language: int,
+    slots: Sequence[int] | None = None,
 ) -> Iterator[tuple[Batch, list[str]]]:
     """Held-out rows of every language that the phase's corpora have, whether the phase trains on it or not.
 
     A language's rows are the first ones of its held-out split; where several corpora have it, they take turns.
 
+    Args:
+      slots: rows of a batch, from 0, that are read; all by default.
+
     Yields:
-      (batch, languages): arrays int32 [rows_per_batch, row_length] and the language of each row, in sorted order of
-      languages. The last batch is filled up with empty rows, whose language is "".
+      (batch, languages): arrays int32 [len(slots), row_length], and the language of each of the batch's rows whether
+      read or not, in sorted order of languages. The last batch is filled up with empty rows, whose language is "".
     """
     row_length = data_config["row_length"]
     folders, manifests = find_corpora(data_config)
@@ -177,22 +190,34 @@ def held_out_batches(
         for language in sorted(rows_of)
         for _, index, row in sorted(rows_of[language])[:max_rows_per_language]
     ]
+    slots = np.arange(rows_per_batch) if slots is None else np.asarray(slots)
     for start in range(0, len(chosen), rows_per_batch):
         part = chosen[start : start + rows_per_batch]
-        batch = _empty_batch(rows_per_batch, row_length)
-        for slot, (_, index, row) in enumerate(part):
-            _fill(batch, slot, sources[index][row])
-        yield batch, [language for language, _, _ in part] + [""] * (rows_per_batch - len(part))
+        mine = [part[slot] for slot in slots if slot < len(part)]
+        records = _read(sources, [index for _, index, _ in mine], [row for *_, row in mine])
+        yield (
+            _batch(records, len(slots), row_length),
+            [language for language, _, _ in part] + [""] * (rows_per_batch - len(part)),
+        )
+
+
+def records_of(phase_data: PhaseData, start_row: int, stop_row: int) -> list[bytes]:
+    """The records of the global rows [start_row, stop_row)."""
+    entry_index, _, row = phase_data.order.slice(start_row, stop_row)
+    entries = [phase_data.mixture.entries[i] for i in entry_index]
+    rows = [entry.first_row + int(r) for entry, r in zip(entries, row, strict=True)]
+    return _read(phase_data.sources, [entry.corpus for entry in entries], rows)
 
 
 def documents_of(phase_data: PhaseData, start_row: int, stop_row: int) -> list[Origin]:
     """Where the global rows [start_row, stop_row) come from: what a step that took them has seen."""
     origins = []
-    for entry_index, pass_number, row in zip(
-        *phase_data.order.slice(start_row, stop_row), strict=True
+    for entry_index, pass_number, row, record in zip(
+        *phase_data.order.slice(start_row, stop_row),
+        records_of(phase_data, start_row, stop_row),
+        strict=True,
     ):
         entry = phase_data.mixture.entries[entry_index]
-        record = phase_data.sources[entry.corpus][entry.first_row + int(row)]
         ids = tuple(corpus.decode_row(record)[2].tolist())
         places = tuple(corpus.locate_document(phase_data.manifests[entry.corpus], i) for i in ids)
         origins.append(
@@ -223,25 +248,26 @@ class _Microbatches:
         entry, _, row = self.order.slice(start, stop)
         entry, row = entry[rows], row[rows]
         row += self.first_row[entry]
-        batch = _empty_batch(len(self.rows), self.row_length)
-        for slot, (corpus_index, row_of_corpus) in enumerate(
-            zip(self.corpus[entry].tolist(), row.tolist(), strict=True)
-        ):
-            _fill(batch, slot, self.sources[corpus_index][row_of_corpus])
-        return batch
+        records = _read(self.sources, self.corpus[entry].tolist(), row.tolist())
+        return _batch(records, len(self.rows), self.row_length)
 
     def __repr__(self) -> str:  # names the stage in Grain's messages
         return f"{type(self).__name__}({len(self.rows)} x {self.row_length})"
 
 
-def _empty_batch(rows: int, row_length: int) -> Batch:
-    return {
+def _read(sources: Sequence[Rows], of_source: Sequence[int], rows: Sequence[int]) -> list[bytes]:
+    """Records by source and row, of all sources together."""
+    return read_records([sources[i].locate(row) for i, row in zip(of_source, rows, strict=True)])
+
+
+def _batch(records: Sequence[bytes], rows: int, row_length: int) -> Batch:
+    """The records as the model takes them, then empty rows."""
+    batch = {
         name: np.zeros((rows, row_length), np.int32)
         for name in ("tokens", "segment_ids", "positions")
     }
-
-
-def _fill(batch: Batch, slot: int, record: bytes) -> None:
-    tokens, segment_ends, _ = corpus.decode_row(record)
-    for name, row in corpus.row_to_arrays(tokens, segment_ends, batch["tokens"].shape[1]).items():
-        batch[name][slot] = row
+    for slot, record in enumerate(records):
+        tokens, segment_ends, _ = corpus.decode_row(record)
+        for name, row in corpus.row_to_arrays(tokens, segment_ends, row_length).items():
+            batch[name][slot] = row
+    return batch

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from mmbert_jax.data.corpus import (
     FORMAT,
@@ -36,7 +35,6 @@ from mmbert_jax.data.corpus import (
     SPLITS,
     VERSION,
     Manifest,
-    count_rows,
     document_id,
     encode_row,
     read_manifest,
@@ -44,6 +42,7 @@ from mmbert_jax.data.corpus import (
 )
 from mmbert_jax.data.packing import best_fit, piece_bounds
 from mmbert_jax.data.progress import Progress
+from mmbert_jax.data.shards import SUFFIX, ShardWriter
 from mmbert_jax.data.sources import Chunk, Fields, Input, parse_chunk, read_chunks
 from mmbert_jax.data.special_ids import BOS, EOS, PIECES
 from mmbert_jax.data.spill import (
@@ -349,7 +348,7 @@ class _Job:
     index: int  # within the split
 
     def file(self, row_length: int) -> str:
-        return f"{self.split}_{row_length}-{self.index:05}.arrayrecord"
+        return f"{self.split}_{row_length}-{self.index:05}{SUFFIX}"
 
 
 def _shard_limit(sizes: Iterable[Size], largest: int) -> int:
@@ -508,7 +507,9 @@ def _pack(jobs: Sequence[_Job], settings: Settings, run: Run) -> dict[str, dict[
                 language["bytes"] += part.size.text_bytes
                 before += rows
             rows = sum(rows for rows, _ in rows_and_tokens)
-            entry["shards"].append({"file": job.file(length), "rows": rows, "digest": digest})
+            file = job.file(length)
+            size = (job.folder / file).stat().st_size
+            entry["shards"].append({"file": file, "rows": rows, "digest": digest, "bytes": size})
         shown["tokens"] += n
         progress.advance(n, shown)
     progress.finish(shown)
@@ -527,37 +528,22 @@ def pack_shards(job: _Job) -> dict[int, tuple[list[tuple[int, int]], str]]:
       For each row length, (rows, tokens in them) of each part, and a digest of the shard's records.
     """
     row_lengths = _worker.settings.row_lengths
-    writers = {
-        length: ArrayRecordWriter(str(job.folder / job.file(length)), "group_size:1")
-        for length in row_lengths
-    }
+    writers = {length: ShardWriter(job.folder / job.file(length)) for length in row_lengths}
     counts: dict[int, list[tuple[int, int]]] = {length: [] for length in row_lengths}
     digests = {length: hashlib.blake2b(digest_size=8) for length in row_lengths}
-    try:
-        for part in job.parts:
-            documents = read_spill(part.path, part.size)
-            part.path.unlink()
-            for length, writer in writers.items():
-                rows = tokens = 0
-                for record, n in packed_rows(documents, length):
-                    writer.write(record)
-                    digests[length].update(trained_part(record))
-                    rows += 1
-                    tokens += n
-                counts[length].append((rows, tokens))
-        for writer in writers.values():
-            writer.close()
-    except RuntimeError as error:  # what the C++ writer throws
-        raise OSError(f"cannot write a shard: {error}") from None
-    for length in row_lengths:
-        # A full disk goes unnoticed by the writer; the reader finds out.
-        path = job.folder / job.file(length)
-        try:
-            rows = count_rows(path)
-        except UserError:
-            rows = -1
-        if rows != sum(rows for rows, _ in counts[length]):
-            raise OSError(f"{path}: could not be written whole: is the disk full?")
+    for part in job.parts:
+        documents = read_spill(part.path, part.size)
+        part.path.unlink()
+        for length, writer in writers.items():
+            rows = tokens = 0
+            for record, n in packed_rows(documents, length):
+                writer.write(record)
+                digests[length].update(trained_part(record))
+                rows += 1
+                tokens += n
+            counts[length].append((rows, tokens))
+    for writer in writers.values():
+        writer.close()
     return {length: (counts[length], digests[length].hexdigest()) for length in row_lengths}
 
 

@@ -82,7 +82,8 @@ def evaluate(config: ConfigDict, mesh: Mesh, draws: int = 1) -> Callable[[Any], 
         wait()
 
     def run(params) -> Results:
-        batches = held_out_batches(config.data, rows, config.eval.rows_per_language)
+        mine = local_rows(mesh, rows, "rows")
+        batches = held_out_batches(config.data, rows, config.eval.rows_per_language, mine)
         batches = watched(batches, 60 * minutes, stalled, RESTART)
         return held_out_losses(step_in_time, params, then_wait(batches), rows, mesh, draws)
 
@@ -99,11 +100,10 @@ def batch_rows(config: ConfigDict, mesh: Mesh) -> int:
 def held_out_losses(
     eval_step, params, batches: Iterable, rows: int, mesh: Mesh, draws: int = 1
 ) -> Results:
-    """Sums the rows of each language; each process computes the rows that lie on its devices."""
-    mine = local_rows(mesh, rows, "rows")
+    """Sums the rows of each language; `batches` hold of each batch the rows that lie on this process's devices."""
     outputs, languages = [], []
     for i, (batch, batch_languages) in enumerate(batches):
-        batch = put_rows(mesh, rows, {name: x[mine] for name, x in batch.items()})
+        batch = put_rows(mesh, rows, batch)
         first = in_words(i * rows)
         outputs.append([eval_step(params, batch, first, np.uint32(d)) for d in range(draws)])
         languages.extend(batch_languages)

@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mmbert_jax.data import corpus
-from mmbert_jax.data.pipeline import PhaseData, documents_of
+from mmbert_jax.data.pipeline import PhaseData, documents_of, records_of
 from mmbert_jax.data.tokenizer import Tokenizer
 from mmbert_jax.errors import UserError
 from mmbert_jax.optim.schedules import batch_rows, phase_rows
@@ -83,8 +83,6 @@ def seen(
 
 def _segments(data: PhaseData, start: int, stop: int) -> Iterator[list[np.ndarray]]:
     """The tokens of every document of each row."""
-    for entry_index, _, row in zip(*data.order.slice(start, stop), strict=True):
-        entry = data.mixture.entries[entry_index]
-        record = data.sources[entry.corpus][entry.first_row + int(row)]
+    for record in records_of(data, start, stop):
         tokens, segment_ends, _ = corpus.decode_row(record)
         yield np.split(tokens, segment_ends[:-1].astype(np.int64))

@@ -243,7 +243,7 @@ def test_errors_name_the_field_or_the_file(folder, tmp_path):
 
 def test_truncated_shard_is_named(tmp_path):
     folder = write_corpus(tmp_path / "corpus", ROWS, rows_per_shard=400)
-    shard = folder / "train_16-00002.arrayrecord"
+    shard = folder / "train_16-00002.rows"
     shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"train_16-00002\.arrayrecord"):
+    with pytest.raises(UserError, match=r"train_16-00002\.rows"):
         open_data(data_config(folder), 8, 0)

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections import defaultdict
 from pathlib import Path
 
@@ -20,7 +21,6 @@ import numpy as np
 import pytest
 import sentencepiece
 import zstandard
-from array_record.python.array_record_module import ArrayRecordReader
 from small_tokenizer import write_small_tokenizer
 
 from mmbert_jax.data import cldr_text, tokenizer_identity
@@ -43,11 +43,16 @@ def read_rows(folder, row_length, split):
     manifest = json.loads((folder / "manifest.json").read_text())
     rows = []
     for shard in manifest["row_lengths"][str(row_length)][split]["shards"]:
-        reader = ArrayRecordReader(str(folder / shard["file"]))
-        records = reader.read_all()
-        reader.close()
-        assert len(records) == shard["rows"]
-        for record in records:
+        data = (folder / shard["file"]).read_bytes()
+        assert len(data) == shard["bytes"]
+        _, size, count = struct.unpack_from("<16sII", data)
+        assert count == shard["rows"]
+        for row in range(count):
+            slot = data[24 + row * size : 24 + (row + 1) * size]
+            checksum, length = struct.unpack_from("<II", slot)
+            assert checksum == zlib.crc32(slot[4:], row)
+            record = slot[8 : 8 + length]
+            assert not any(slot[8 + length :])
             n, s = struct.unpack_from("<II", record)
             tokens = list(struct.unpack_from(f"<{n}I", record, 8))
             ends = struct.unpack_from(f"<{s}I", record, 8 + 4 * n)

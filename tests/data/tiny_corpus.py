@@ -1,4 +1,4 @@
-"""Small corpora with known content, written through the project's record format and ArrayRecord's own writer."""
+"""Small corpora with known content, written through the project's record format and writer, or ArrayRecord's own."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from mmbert_jax.data import corpus
+from mmbert_jax.data.shards import ShardWriter
 
 
 def write_corpus(
@@ -20,6 +21,7 @@ def write_corpus(
     rows_per_shard: int = 1000,
     tokenizer: str | Mapping = "a",
     filling: int = 9,
+    old: bool = False,
 ) -> Path:
     """A corpus with `rows[language]` training rows and `held_out[language]` held-out rows.
 
@@ -28,6 +30,7 @@ def write_corpus(
 
     Args:
       tokenizer: its sha256, or fields of its record.
+      old: as corpora of version 1 were, without their shards' sizes.
     """
     folder.mkdir(parents=True)
     splits = {}
@@ -49,18 +52,21 @@ def write_corpus(
                 records.append(corpus.encode_row(tokens, [5, row_length - 2], [document, document]))
         shards = []
         for start in range(0, len(records), rows_per_shard):
-            name = f"{split}_{row_length}-{len(shards):05d}.arrayrecord"
-            writer = ArrayRecordWriter(str(folder / name), "group_size:1")
+            name = f"{split}_{row_length}-{len(shards):05d}{'.arrayrecord' if old else '.rows'}"
+            path = folder / name
+            writer = ArrayRecordWriter(str(path), "group_size:1") if old else ShardWriter(path)
             for record in records[start : start + rows_per_shard]:
                 writer.write(record)
             writer.close()
             of_shard = records[start : start + rows_per_shard]
             digest = hashlib.blake2b(b"".join(of_shard), digest_size=8).hexdigest()
             shards.append({"file": name, "rows": len(of_shard), "digest": digest})
+            if not old:
+                shards[-1]["bytes"] = path.stat().st_size
         splits[split] = {"shards": shards, "fill": 1.0, "languages": languages}
     manifest = {
         "format": "mmbert_jax corpus",
-        "version": 1,
+        "version": 1 if old else 2,
         "source": folder.name,
         "inputs": ["text.jsonl"],
         "tokenizer": {"vocab_size": 2048, "file": "tokenizer.json"}
