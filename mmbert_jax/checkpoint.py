@@ -308,7 +308,7 @@ def _check_sums(folder: Path) -> None:
 
 
 def _read_meta(folder: Path) -> Meta:
-    return json.loads((folder / "meta" / "metadata").read_text())
+    return json.loads((folder / "meta" / "metadata").read_bytes())
 
 
 def _check_shapes(folder: Path, wanted: Tree) -> None:

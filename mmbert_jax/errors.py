@@ -1,6 +1,7 @@
 """What a program ends in that cannot go on: bad input, a full disk, a damaged file; and one place that reports it."""
 
 import errno
+import io
 import os
 import re
 import sys
@@ -38,6 +39,9 @@ def run_main(main: Callable[[], None]) -> None:
     """
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _report_unraisable
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files need not be text, and a terminal need not have every character: as on standard error.
+        sys.stdout.reconfigure(errors="backslashreplace")
     error: BaseException | None = None
     try:
         main()

@@ -18,7 +18,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import fsspec
+
 from mmbert_jax.errors import UserError
+from mmbert_jax.places import Place, is_remote, place
 
 # --- files ---
 
@@ -126,19 +129,28 @@ def write_whole(descriptor: int, data: bytes, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
+def atomic_folder(
+    path: str | Place, replace: bool = False, last: str | None = None
+) -> Iterator[Path]:
     """A hidden folder beside `path` that takes its name when the block ends well, and is gone otherwise.
 
-    Every file is on the disk before that, since some disks tell only then that they are full.
+    Every file is on the disk before that, since some disks tell only then that they are full. In a bucket, where
+    nothing can be renamed, the folder is a temporary local one, whose files are copied when the block ends well.
 
     Args:
       replace: takes the place of a folder that is there; the caller has seen to it that it may.
+      last: the file without which the folder is none; in a bucket it is removed first and copied last.
 
     Raises:
       UserError: see `check_folder`.
       OSError: names `path`.
     """
     check_folder(path, replace)
+    if is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="mmbert_jax-") as local:
+            yield Path(local)
+            _copy_to_bucket(Path(local), place(path), last)
+        return
     target = Path(os.path.realpath(path))
     with hidden_folder(path) as partial:
         yield partial
@@ -176,13 +188,15 @@ def hidden_folder(path: str | Path) -> Iterator[Path]:
             os.close(lock)
 
 
-def check_folder(path: str | Path, replace: bool = False) -> None:
+def check_folder(path: str | Place, replace: bool = False) -> None:
     """Raises a `UserError` where `atomic_folder` cannot make this folder: to be asked before the work, not after it."""
-    path = Path(path)
+    path = place(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file; name a folder")
     if not replace and path.is_dir() and any(path.iterdir()):
         raise UserError(f"{path} is not empty: choose another output folder, or remove it first")
+    if is_remote(path):
+        return
     if os.path.ismount(os.path.realpath(path)):
         raise UserError(
             f"{path} is the root of a disk, which cannot be renamed: name a folder in it"
@@ -193,7 +207,7 @@ def check_folder(path: str | Path, replace: bool = False) -> None:
     _check_access(parent)
 
 
-def visible(folder: Path) -> list[Path]:
+def visible(folder: Place) -> list[Place]:
     """What a folder holds, sorted, without hidden files: file managers and killed programs leave such."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
@@ -246,7 +260,7 @@ def read_json(path: str | Path) -> Any:
       UserError: there is no such file, or it is damaged.
     """
     try:
-        return json.loads(Path(path).read_bytes())
+        return json.loads(place(path).read_bytes())  # from bytes: a byte order mark is passed over
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
     except ValueError as error:  # also for bytes that are no UTF-8
@@ -334,6 +348,23 @@ def _clear(target: Path) -> None:
         else:
             at_work = True
         os.close(descriptor)
+
+
+def _copy_to_bucket(local: Path, target: Place, last: str | None) -> None:
+    old = {path for path in target.rglob("*") if path.is_file()} if target.exists() else set()
+    if last is not None and target / last in old:
+        (target / last).unlink()
+        old.remove(target / last)
+    names = sorted(
+        (path.relative_to(local) for path in local.rglob("*") if path.is_file()),
+        key=lambda name: str(name) == last,
+    )
+    system, root = fsspec.core.url_to_fs(str(target))
+    for name in names:
+        if str(name) == last:
+            for path in old - {target / name for name in names}:
+                path.unlink()
+        system.put_file(str(local / name), f"{root}/{name}")
 
 
 def _publish(partial: Path, target: Path) -> None:

@@ -31,8 +31,8 @@ def read_stretches(run: Path) -> list[Stretch]:
     if not path.exists():
         return []
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        return json.loads(path.read_bytes())
+    except ValueError as error:  # also for bytes that are not UTF-8
         raise UserError(
             f"{path}: damaged ({error}); write it again by hand, or remove it"
         ) from None

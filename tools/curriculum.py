@@ -20,6 +20,7 @@ from mmbert_jax.data.sources import Fields, count_languages, find_inputs
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.files import check_folder, nan_for_null, read_json, visible, write_json, write_text
 from mmbert_jax.metrics import duration
+from mmbert_jax.places import Place, place
 from mmbert_jax.report.examples import masked_examples
 from mmbert_jax.report.plots import plot_losses, plot_shares
 from mmbert_jax.report.runs import final_groups, language_shares
@@ -82,11 +83,11 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument(
         "--output",
-        type=Path,
-        default=Path("runs/demo"),
+        default="runs/demo",
         help="folder for everything (default runs/demo)",
     )
     args, overrides = parser.parse_known_args()
+    args.output = place(args.output)
     unknown = [word for word in overrides if not word.startswith("--config.")]
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -158,7 +159,7 @@ def relative(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
-def run(name: str, command: str, number: str, out: Path) -> float:
+def run(name: str, command: str, number: str, out: Place) -> float:
     """Runs a step unless it was completed before; returns the seconds it took, then or now.
 
     Raises:
@@ -180,7 +181,7 @@ def run(name: str, command: str, number: str, out: Path) -> float:
     return seconds
 
 
-def execute(command: str, out: Path) -> float:
+def execute(command: str, out: Place) -> float:
     """Shows and runs a command line; returns the seconds it took. Raises `UserError` if it fails."""
     print(f"$ {command}", flush=True)
     # Programs that one step compiles serve the others.
@@ -196,7 +197,7 @@ def execute(command: str, out: Path) -> float:
     return time.monotonic() - start
 
 
-def show_filled_masks(out: Path) -> None:
+def show_filled_masks(out: Place) -> None:
     """Has the merged model guess one token in held-out documents of several scripts."""
     groups = read_config(out / "phase1")["eval"]["groups"]
     examples = masked_examples(out / "corpus", [groups[group] for group in GROUP_TITLES])
@@ -219,7 +220,7 @@ def show_filled_masks(out: Path) -> None:
         print("What stood there: " + "  ".join(f"{e.language} {e.hidden!r}" for e in examples))
 
 
-def report(out: Path) -> None:
+def report(out: Place) -> None:
     """Prints the table of results, and writes it and the plots."""
     merged = nan_for_null(read_json(out / "merged_held_out.json"))
     results = {phase: final_groups(out / phase) for phase in STARTS_FROM} | {

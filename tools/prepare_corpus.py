@@ -5,11 +5,11 @@ import os
 import signal
 import sys
 import time
-from pathlib import Path
 
 from mmbert_jax.data.prepare import Settings, check_output, prepare_corpus
 from mmbert_jax.data.sources import Fields, find_inputs
 from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.places import place
 
 EXAMPLE = """example:
   python tools/prepare_corpus.py --input text/*.jsonl.zst --text_field text --language_field language \\
@@ -26,8 +26,8 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         required=True,
         metavar="PATH",
-        help="JSONL files (plain, .gz, .zst), .txt files (one document each), or folders of such; "
-        "a text file's language is the first folder below the one given here",
+        help="JSONL files (plain, .gz, .zst), .txt files (one document each), or folders of such, on a disk or in a "
+        "bucket (gs://, s3://); a text file's language is the first folder below the one given here",
     )
     parser.add_argument("--text_field", default="text", help="of a JSONL record (default: text)")
     languages = parser.add_mutually_exclusive_group()
@@ -36,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     languages.add_argument("--language", metavar="CODE", help="the language of all documents")
     parser.add_argument(
-        "--tokenizer", required=True, type=Path, help="a *.model or tokenizer.json, or its folder"
+        "--tokenizer", required=True, help="a *.model or tokenizer.json, or its folder"
     )
     parser.add_argument(
         "--row_length",
@@ -71,14 +71,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--shard_tokens",
         type=int,
-        default=1 << 25,
+        default=Settings.shard_tokens,
         metavar="N",
-        help="largest shard; a process needs about 8 bytes of memory a token (default: 33554432)",
+        help="largest shard; a token takes 4 bytes, so that 3T tokens are 6,000 shards of some 2.2 GB "
+        f"(default: {Settings.shard_tokens})",
     )
     parser.add_argument(
         "--source", help="name of the corpus in its manifest (default: the folder's)"
     )
-    parser.add_argument("--output", required=True, type=Path, help="folder for the corpus")
+    parser.add_argument(
+        "--output",
+        required=True,
+        help="folder for the corpus; what is for a bucket is first written to $TMPDIR",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus that is there")
     return parser.parse_args()
 
@@ -96,12 +101,13 @@ def main() -> None:
             raise UserError(f"--{name} is {getattr(args, name)}; it has to be {what}")
     # So that what is half-written goes when a scheduler ends the job, as it does after Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated"))
-    check_output(args.output, args.overwrite)
-    inputs, passed_over = find_inputs(args.input, args.language)
-    if passed_over:
-        print(f"passed over {passed_over} files with other endings", file=sys.stderr)
+    output = place(args.output)
+    check_output(output, args.overwrite)
+    inputs, notes = find_inputs(args.input, args.language)
+    for note in notes:
+        print(note, file=sys.stderr)
     settings = Settings(
-        tokenizer=args.tokenizer,
+        tokenizer=place(args.tokenizer),
         fields=Fields(args.text_field, args.language_field, args.language),
         row_lengths=tuple(sorted(set(args.row_length))),
         held_out=args.held_out,
@@ -112,14 +118,14 @@ def main() -> None:
     manifest = prepare_corpus(
         inputs,
         settings,
-        args.output,
+        output,
         args.workers,
-        args.source or args.output.absolute().name,
+        args.source or output.name or output.absolute().name,
         args.overwrite,
     )
     seconds = time.monotonic() - start
     print(
-        f"{args.output}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens in {seconds:.1f} s "
+        f"{output}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens in {seconds:.1f} s "
         f"({manifest['tokens'] / seconds:,.0f} tokens/s); {manifest['empty_documents']:,} empty documents left out"
     )
     for length, splits in manifest["row_lengths"].items():

@@ -2,15 +2,15 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from mmbert_jax.data.sampling import sample_sentences
 from mmbert_jax.data.sources import Fields, find_inputs
-from mmbert_jax.data.tokenizer import load_tokenizer
+from mmbert_jax.data.tokenizer import TOKENIZER_JSON, load_tokenizer
 from mmbert_jax.data.train_tokenizer import SMALLEST, read_documents, train
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.files import atomic_folder, check_folder
 from mmbert_jax.hf.tokenizer import to_hf_files
+from mmbert_jax.places import place
 
 EXAMPLE = """example:
   python tools/train_tokenizer.py --input text/*.jsonl.gz --text_field text --vocab_size 32768 --output tokenizer
@@ -28,7 +28,7 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         required=True,
         metavar="PATH",
-        help="JSONL files (plain, .gz, .zst), .txt files, or folders of such",
+        help="JSONL files (plain, .gz, .zst), .txt files, or folders of such, on a disk or in a bucket",
     )
     parser.add_argument("--text_field", default="text", help="of a JSONL record (default: text)")
     parser.add_argument(
@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="N",
         help="tokens a text may have, for transformers (default: 8192)",
     )
-    parser.add_argument("--output", required=True, type=Path, help="folder for the tokeniser")
+    parser.add_argument("--output", required=True, help="folder for the tokeniser")
     return parser.parse_args()
 
 
@@ -72,22 +72,21 @@ def main() -> None:
     ):
         if not valid:
             raise UserError(f"--{name} is {getattr(args, name)}; it has to be {what}")
-    check_folder(args.output)
-    inputs, passed_over = find_inputs(args.input, language=None, default_language="")
-    if passed_over:
-        print(f"passed over {passed_over} files with other endings", file=sys.stderr)
+    output = place(args.output)
+    check_folder(output)
+    inputs, notes = find_inputs(args.input, language=None, default_language="")
+    for note in notes:
+        print(note, file=sys.stderr)
     fields = Fields(args.text_field, args.language_field, default_language="")
     sample = sample_sentences(read_documents(inputs, fields), args.max_sentences)
     used = sum(map(len, sample.values()))
     if not used:
         raise UserError(f"{args.input[0]}: no text; check --input and --text_field")
     model = train(sample, args.vocab_size, args.character_coverage)
-    with atomic_folder(args.output) as folder:
+    with atomic_folder(output, last=TOKENIZER_JSON) as folder:
         (folder / "tokenizer.model").write_bytes(model)
         to_hf_files(load_tokenizer(folder / "tokenizer.model"), folder, args.max_length)
-    print(
-        f"{args.output}: {args.vocab_size} pieces from {used:,} sentences, {len(sample)} languages"
-    )
+    print(f"{output}: {args.vocab_size} pieces from {used:,} sentences, {len(sample)} languages")
 
 
 if __name__ == "__main__":

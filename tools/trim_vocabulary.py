@@ -5,6 +5,7 @@ Where all tokens of a text were kept, the tokens and the hidden states are the s
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from mmbert_jax.checkpoint import restore_params
@@ -66,7 +67,9 @@ def main() -> None:
     if args.min_count < 1:
         raise UserError(f"--min_count {args.min_count}: it has to be 1 or more")
     check_output(args.output)
-    inputs, _ = find_inputs(args.input, language=None, default_language="")
+    inputs, notes = find_inputs(args.input, language=None, default_language="")
+    for note in notes:
+        print(note, file=sys.stderr)
     fields = Fields(args.text_field, args.language_field, default_language="")
 
     def trim(folder: Path) -> dict:

@@ -107,12 +107,12 @@ def read_manifest(corpus_dir: str | Place) -> Manifest:
     """
     path = place(corpus_dir) / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"{corpus_dir}: no corpus here ({MANIFEST} is missing); make one with tools/prepare_corpus.py"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: damaged ({error}); prepare the corpus again") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{path}: not the manifest of a {FORMAT}")

@@ -8,13 +8,13 @@ left with it: masking replaces a whole piece, and a piece begins with its space.
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import sentencepiece
 import tokenizers
 
-from mmbert_jax.data.special_ids import MASK, PIECES
+from mmbert_jax.data.special_ids import BOS, MASK, PIECES
 from mmbert_jax.errors import UserError
+from mmbert_jax.places import Place, place
 
 TOKENIZER_JSON = "tokenizer.json"
 # Unicode's White_Space, which `tokenizers` strips; Python's own idea of it has four more (U+001C to U+001F).
@@ -27,7 +27,7 @@ TRAIN_FIRST = "make one with tools/train_tokenizer.py"
 class SentencePieceTokenizer:
     """A sentencepiece `.model`. Threads are not used: preparation has a process per core."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Place):
         self.path = path
         data = path.read_bytes()
         self.sha256 = hashlib.sha256(data).hexdigest()
@@ -66,7 +66,7 @@ class SentencePieceTokenizer:
         """The text of token ids; <pad>, <eos> and <bos> give nothing."""
         return self._processor.decode([int(i) for i in ids])
 
-    def files(self) -> list[Path]:
+    def files(self) -> list[Place]:
         """What has to be copied for `load_tokenizer` to give this tokeniser again."""
         return [self.path]
 
@@ -78,7 +78,7 @@ class SentencePieceTokenizer:
 class HuggingFaceTokenizer:
     """A `tokenizer.json`, read by `tokenizers`; TOKENIZERS_PARALLELISM says whether batches use threads."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Place):
         self.path = path
         data = path.read_bytes()
         self.sha256 = hashlib.sha256(data).hexdigest()
@@ -96,8 +96,9 @@ class HuggingFaceTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True
-        self.vocab_size = self._tokenizer.get_vocab_size()
+        self.vocab_size = vocabulary_size(self._tokenizer)
         _check_special_ids(path, [self._tokenizer.id_to_token(i) for i in range(5)])
+        self._check_spelled_tokens()
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one text, without <bos> and <eos>."""
@@ -108,11 +109,22 @@ class HuggingFaceTokenizer:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
+    def _check_spelled_tokens(self) -> None:
+        """A model that has whole words in its vocabulary finds the special ones, too, where a text spells them."""
+        for piece in PIECES[: BOS + 1]:
+            for text in (piece, f"a {piece} b", f"a{piece}b"):
+                if min(self.encode(text), default=MASK) <= BOS:
+                    raise UserError(
+                        f"{self.path}: the letters {piece} in a text become the special token, so a document could end "
+                        "itself; take a BPE tokenizer.json without ignore_merges, a sentencepiece model, or "
+                        f"{TRAIN_FIRST}"
+                    )
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids; <pad>, <eos>, <bos> and other special tokens give nothing."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    def files(self) -> list[Path]:
+    def files(self) -> list[Place]:
         """What has to be copied for `load_tokenizer` to give this tokeniser again."""
         return [self.path]
 
@@ -120,17 +132,18 @@ class HuggingFaceTokenizer:
 Tokenizer = SentencePieceTokenizer | HuggingFaceTokenizer
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
+def load_tokenizer(path: str | Place) -> Tokenizer:
     """The tokeniser at `path`.
 
     Args:
-      path: a sentencepiece `*.model`, a Hugging Face `*.json`, or a folder with one of them; of a folder that has
-        both, `tokenizer.json` is taken.
+      path: a sentencepiece `*.model`, a Hugging Face `*.json`, or a folder with one of them, on a disk or in a bucket;
+        of a folder that has both, `tokenizer.json` is taken.
 
     Raises:
-      UserError: nothing there, a file that is neither, or special tokens that are not Gemma's with ids 0 to 4.
+      UserError: nothing there, a file that is neither, special tokens that are not Gemma's with ids 0 to 4, or that a
+        text can spell.
     """
-    path = Path(path)
+    path = place(path)
     if path.is_dir():
         models = sorted(path.glob("*.model"))
         if (path / TOKENIZER_JSON).is_file():
@@ -151,7 +164,12 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     raise UserError(f"{path}: not a tokeniser: expected a *.model or a {TOKENIZER_JSON}")
 
 
-def _check_special_ids(path: Path, found: Sequence[str | None]) -> None:
+def vocabulary_size(tokenizer: tokenizers.Tokenizer) -> int:
+    """The rows that an embedding needs: ids may have holes, so the number of pieces can be less."""
+    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
+
+def _check_special_ids(path: Place, found: Sequence[str | None]) -> None:
     if tuple(found) != PIECES:
         raise UserError(
             f"{path}: ids 0 to 4 are {', '.join(map(str, found))}, but training needs {', '.join(PIECES)} there; "

@@ -17,7 +17,7 @@ SMALLEST = 5 + 256 + 1  # special tokens, bytes, one piece
 
 def read_documents(inputs: Sequence[Input], fields: Fields) -> Iterator[Document]:
     """The documents of all inputs, with a line of progress."""
-    progress = Progress("read", sum(item.path.stat().st_size for item in inputs))
+    progress = Progress("read", sum(item.size for item in inputs))
     documents = 0
     for chunk in read_chunks(inputs):
         parsed = parse_chunk(chunk, fields)

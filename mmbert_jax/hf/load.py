@@ -63,7 +63,7 @@ def load_model(folder: str | Path) -> HfModel:
     """
     folder = Path(folder)
     try:
-        fields = json.loads((folder / "config.json").read_text())
+        fields = json.loads((folder / "config.json").read_bytes())
     except FileNotFoundError as error:
         raise UserError(
             f"{folder / 'config.json'} does not exist; give a local folder of a model"

@@ -12,7 +12,12 @@ import tokenizers
 
 from mmbert_jax.data.sentencepiece_model import added_token, as_tokenizer_json, parse_model
 from mmbert_jax.data.special_ids import BOS, EOS, MASK, PAD, PIECES, UNK
-from mmbert_jax.data.tokenizer import TOKENIZER_JSON, SentencePieceTokenizer, Tokenizer
+from mmbert_jax.data.tokenizer import (
+    TOKENIZER_JSON,
+    SentencePieceTokenizer,
+    Tokenizer,
+    vocabulary_size,
+)
 from mmbert_jax.data.tokenizer_identity import is_recorded
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import write_json
@@ -45,7 +50,7 @@ def open_copied(folder: str | Path) -> CopiedTokenizer:
             f"{path} cannot be read ({error}); give the model's tokeniser folder"
         ) from None
     try:
-        size = tokenizers.Tokenizer.from_str(data.decode()).get_vocab_size()
+        size = vocabulary_size(tokenizers.Tokenizer.from_str(data.decode("utf-8-sig")))
     # `tokenizers` raises bare Exception for a file that it does not understand.
     except Exception as error:
         raise UserError(f"{path}: not a tokenizer.json ({error})") from None

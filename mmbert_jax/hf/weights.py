@@ -114,7 +114,7 @@ def _files(folder: Path) -> dict[str, list[str] | None]:
         return {SINGLE: None}
     if (folder / INDEX).exists():
         try:
-            weight_map = dict(json.loads((folder / INDEX).read_text())["weight_map"])
+            weight_map = dict(json.loads((folder / INDEX).read_bytes())["weight_map"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{folder / INDEX} is damaged ({error!r}); copy the folder again"

@@ -174,7 +174,6 @@ def main() -> None:
     parser.add_argument(
         "--input",
         required=True,
-        type=Path,
         help="*.jsonl, *.jsonl.gz or *.jsonl.zst; - reads standard input",
     )
     parser.add_argument(

@@ -162,9 +162,7 @@ def main() -> None:
     )
     texts = parser.add_mutually_exclusive_group(required=True)
     texts.add_argument("--text", nargs="+", help="texts, each with at least one <mask>")
-    texts.add_argument(
-        "--input", type=Path, help="*.jsonl, *.jsonl.gz or *.jsonl.zst; - reads standard input"
-    )
+    texts.add_argument("--input", help="*.jsonl, *.jsonl.gz or *.jsonl.zst; - reads standard input")
     parser.add_argument(
         "--output",
         type=Path,

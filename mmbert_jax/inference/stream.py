@@ -7,11 +7,8 @@ an uninterrupted one does, and writes the same bytes.
 
 import argparse
 import dataclasses
-import gzip
 import hashlib
-import json
 import sys
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,14 +17,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import zstandard
-
 from mmbert_jax.data.progress import Progress
-from mmbert_jax.data.sources import open_decompressed
+from mmbert_jax.data.sources import (
+    is_blank,
+    one_file,
+    open_decompressed,
+    parse_object,
+    readable,
+    string_field,
+)
 from mmbert_jax.errors import UserError
 from mmbert_jax.inference.load import Model
 from mmbert_jax.inference.output import Output, StandardOutput
 from mmbert_jax.inference.rows import Batch, default_batch_tokens
+from mmbert_jax.places import Place, place
 
 STANDARD = Path("-")  # standard input or output
 # Records that are tokenised together: so many, or so many bytes of them.
@@ -118,8 +121,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """What can be refused before a model is loaded."""
-    if args.input != STANDARD and not args.input.is_file():
+    """What can be refused before a model is loaded; `args.input` becomes a place."""
+    args.input = place(args.input)
+    if args.input != STANDARD and (not args.input.exists() or args.input.is_dir()):
         raise UserError(f"--input {args.input}: there is no such file")
     if args.batch_tokens is not None and args.batch_tokens < 1:
         raise UserError(f"--batch_tokens {args.batch_tokens}: it has to be at least 1")
@@ -177,8 +181,9 @@ def process(
             for window in _prefetch(windows)
             for batch, out in start(window.sequences)
         )
-        left = None if source == STANDARD else source.stat().st_size - position()
-        progress = Progress(f"{_name(source)}:", left)
+        size = 0 if source == STANDARD else one_file(source).size
+        # A pipe's size is not known either.
+        progress = Progress(f"{_name(source)}:", size - position() if size else None)
         amounts = {"texts": 0, "tokens": 0}
         results: dict[int, Any] = {}
         for window, batch, out in ahead(batches):
@@ -224,30 +229,33 @@ def _prefetch(items: Iterator) -> Iterator:
 
 
 @contextmanager
-def _lines(source: Path) -> Iterator[tuple[Iterator[tuple[int, bytes]], Callable[[], int]]]:
+def _lines(source: Place) -> Iterator[tuple[Iterator[tuple[int, bytes]], Callable[[], int]]]:
     """The lines of a file that are not blank, with their numbers from 1, and how far it is read, in bytes on disk."""
     if source == STANDARD:
         yield _not_blank(sys.stdin.buffer), lambda: 0
         return
-    try:
-        with source.open("rb") as raw:
-            yield _not_blank(open_decompressed(source, raw)), raw.tell
-    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-        raise UserError(f"{source}: damaged or not compressed as its name says ({error})") from None
+    with source.open("rb") as raw:
+        yield _content(source, raw), raw.tell
 
 
-def _name(source: Path) -> str:
+def _content(source: Place, raw: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    # Here, not around what is done with the lines, whose own errors are not about the input.
+    with readable(source):
+        yield from _not_blank(open_decompressed(source, raw))
+
+
+def _name(source: Place) -> str:
     return "standard input" if source == STANDARD else str(source)
 
 
 def _not_blank(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
     for number, line in enumerate(file, start=1):
-        if not line.isspace():
+        if not is_blank(line):
             yield number, line
 
 
 def _skip(
-    lines: Iterator[tuple[int, bytes]], count: int, digest, sha256: str, source: Path
+    lines: Iterator[tuple[int, bytes]], count: int, digest, sha256: str, source: Place
 ) -> None:
     """Passes over the records that are done; they have to be the ones that the output was made of."""
     for _, line in islice(lines, count):
@@ -265,7 +273,7 @@ def _windows(
     digest,
     first: int,
     fields: Fields,
-    source: Path,
+    source: Place,
     tokenise: Tokenise,
     window_tokens: int,
 ) -> Iterator[Window]:
@@ -305,23 +313,8 @@ def _chunks(lines: Iterator[tuple[int, bytes]]) -> Iterator[list[tuple[int, byte
 
 
 def _parse(line: bytes, place: str, fields: Fields, number: int) -> Record:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:  # ValueError also for bytes that are not UTF-8
-        raise UserError(
-            f"{place}: invalid JSON ({error}); every line has to be one JSON object"
-        ) from None
-    if not isinstance(value, dict):
-        raise UserError(f"{place}: a JSON {type(value).__name__} where an object is expected")
-    if not isinstance(text := value.get(fields.text), str):
-        there = f"is no string ({text!r:.60})" if fields.text in value else "is missing"
-        raise UserError(
-            f"{place}: field {fields.text!r} {there}; name the field with the text by --text_field"
-        )
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{place}: field {fields.text!r} is not valid Unicode ({error})") from None
+    value = parse_object(line, place)
+    text, _ = string_field(value, fields.text, "--text_field", place)
     if fields.id is not None and fields.id not in value:
         raise UserError(f"{place}: field {fields.id!r} is missing, which --id_field names")
     return Record(place, value.get(fields.id or "id", number), text)

@@ -107,7 +107,7 @@ def check_alike(first: StoredModel, others: Iterable[StoredModel]) -> None:
 
 def _open_hugging_face(folder: Path) -> StoredModel:
     try:
-        fields = json.loads((folder / "config.json").read_text())
+        fields = json.loads((folder / "config.json").read_bytes())
         config = read_config(fields).model
     except ValueError as error:  # a UserError too: it does not know the folder
         raise UserError(f"{folder}: {error}") from error
@@ -137,7 +137,7 @@ def _vocabulary(path: Path) -> dict[str, str] | None:
     """What a tokenizer.json's ids stand for, as a record's content; two that split texts otherwise may still merge."""
     if not path.is_file():
         return None
-    description = json.loads(path.read_text(encoding="utf-8"))
+    description = json.loads(path.read_bytes())
     added = {token["content"]: token["id"] for token in description["added_tokens"]}
     pieces = sorted((description["model"]["vocab"] | added).items())
     return {"content": hashlib.sha256(json.dumps(pieces).encode()).hexdigest()}

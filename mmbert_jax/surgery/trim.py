@@ -71,7 +71,7 @@ def trim_vocabulary(
     tokenizer_path = source / TOKENIZER_JSON
     if not tokenizer_path.is_file():
         raise UserError(f"{source} has no {TOKENIZER_JSON}; only such tokenisers can be trimmed")
-    description = json.loads(tokenizer_path.read_text(encoding="utf-8"))
+    description = json.loads(tokenizer_path.read_bytes())
     check_supported(description, str(tokenizer_path))
     before = HuggingFaceTokenizer(tokenizer_path)
 
@@ -201,7 +201,7 @@ def _compare(
 
 def _trim_model(source: Path, folder: Path, keep: Sequence[int]) -> dict[str, dict[str, int]]:
     """Writes weights, config.json and the tokeniser's other files; returns parameters and bytes before and after."""
-    fields = json.loads((source / "config.json").read_text())
+    fields = json.loads((source / "config.json").read_bytes())
     shapes, read = open_weights(source)
     vocab_size = fields["vocab_size"]
     if keep[-1] >= vocab_size:
@@ -229,7 +229,7 @@ def _trim_model(source: Path, folder: Path, keep: Sequence[int]) -> dict[str, di
             fields[name] = new_id[value]
     write_json(folder / "config.json", fields)
     if (source / TOKENIZER_CONFIG).is_file():
-        config = json.loads((source / TOKENIZER_CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((source / TOKENIZER_CONFIG).read_bytes())
         if "added_tokens_decoder" in config:
             added = config["added_tokens_decoder"].items()
             config["added_tokens_decoder"] = {str(new_id[int(i)]): token for i, token in added}

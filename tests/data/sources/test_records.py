@@ -9,8 +9,8 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmbert_jax.data import sources
 from mmbert_jax.data.sources import Fields, find_inputs, parse_chunk, read_chunks
+from mmbert_jax.data.sources import records as reading
 from mmbert_jax.errors import UserError
 
 RECORDS = [
@@ -103,9 +103,10 @@ def test_mixed_inputs_are_numbered_in_order(tmp_path):
     c = write(tmp_path / "folder" / "c.jsonl.gz", gzip.compress(jsonl(RECORDS[1:2])))
     d = write(tmp_path / "d.txt", b"alone")
     write(tmp_path / "folder" / "README.md", b"passed over")
-    inputs, passed_over = find_inputs([a, tmp_path / "folder", d], None, "und")
+    inputs, notes = find_inputs([a, tmp_path / "folder", d], None, "und")
     assert [item.path for item in inputs] == [a, c, b, d]
-    assert passed_over == 1
+    assert notes == [f"passed over in {tmp_path}/folder: 1 *.md"]
+    assert [item.size for item in inputs] == [item.path.stat().st_size for item in inputs]
     assert [x[2] for x in read(a, tmp_path / "folder", d, default_language="und")] == [
         *("eng", "deu", "deu", "und")
     ]
@@ -126,7 +127,7 @@ def test_chunks_are_bounded_and_lose_nothing(tmp_path_factory, sizes, chunk_byte
     path = folder / ("a.jsonl.gz" if compressed else "a.jsonl")
     path.write_bytes(gzip.compress(data) if compressed else data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(reading, "CHUNK_BYTES", chunk_bytes)
         chunks = list(read_chunks(find_inputs([path], None)[0]))
     assert b"".join(line for chunk in chunks for line in chunk.records) == data
     line = 1
@@ -146,7 +147,7 @@ def test_many_small_text_files_share_chunks_and_large_ones_do_not(tmp_path):
         *[b"x" * 20_000] * 50,
         b"y" * 3_000_000,
     ]
-    assert all(sum(map(len, chunk.records[:-1])) < sources.CHUNK_BYTES for chunk in chunks)
+    assert all(sum(map(len, chunk.records[:-1])) < reading.CHUNK_BYTES for chunk in chunks)
     assert len(chunks) <= 2
     assert [chunk.first_input for chunk in chunks] == [
         0,

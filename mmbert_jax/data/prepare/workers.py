@@ -1,0 +1,93 @@
+"""A pool of processes for the jobs of a preparation."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from mmbert_jax.data.prepare.settings import Settings
+from mmbert_jax.data.tokenizer import Tokenizer, load_tokenizer
+from mmbert_jax.errors import UserError
+
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+
+
+@dataclass
+class _Worker:
+    """What a process keeps between jobs."""
+
+    settings: Settings | None = None
+    tokenizer: Tokenizer | None = None
+
+
+_worker = _Worker()
+
+
+def settings() -> Settings:
+    """What this process works with."""
+    assert _worker.settings is not None
+    return _worker.settings
+
+
+def tokenizer() -> Tokenizer:
+    """The tokeniser of the settings, loaded when the first job asks for it."""
+    if _worker.tokenizer is None:
+        _worker.tokenizer = load_tokenizer(settings().tokenizer)
+    return _worker.tokenizer
+
+
+def _start_worker(given: Settings) -> None:
+    # Ctrl-C reaches the whole group of processes; the parent alone decides what follows.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # One process per core: threads inside of them would only get in each other's way.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker.settings = given
+
+
+def _end_with_parent() -> None:
+    # A pool's processes would wait for ever for jobs from a parent that was killed.
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+@contextmanager
+def run_jobs(workers: int, given: Settings) -> Iterator[Run]:
+    """Gives `run(function, jobs)`, which yields the results in the order of the jobs, a bounded number at a time."""
+    if workers == 1:
+        _worker.settings, _worker.tokenizer = given, None
+        yield map
+        return
+    # Not fork: a tokeniser's threads would be lost in the copy.
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(given,),
+    )
+
+    def run(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
+        running: deque[Future] = deque()
+        for job in jobs:
+            running.append(pool.submit(function, job))
+            if len(running) > 2 * workers:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+
+    try:
+        yield run
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed, most likely for want of memory; "
+            "try fewer --workers or a smaller --shard_tokens"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,69 @@
+"""One line of JSONL: the reader that all programs have in common, so that they take and refuse the same."""
+
+import json
+from typing import Any
+
+from mmbert_jax.errors import UserError
+
+# What some editors write in front of a text in UTF-8. It is no part of the text, nor of JSON; where files were put
+# together it stands in front of a line in the middle.
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+def is_blank(line: bytes) -> bool:
+    """Whether a line has no record: nothing but white space, or a byte order mark."""
+    rest = line.removeprefix(BYTE_ORDER_MARK)
+    return not rest or rest.isspace()
+
+
+def parse_object(line: bytes, place: str) -> dict[str, Any]:
+    """The JSON object that a line holds.
+
+    Raises:
+      UserError: invalid UTF-8 or JSON, or another value; the message begins with `place`.
+    """
+    text = decode(line, place).removeprefix("\ufeff")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError also for numbers of absurd length
+        raise UserError(
+            f"{place}: invalid JSON ({error}); every line has to be one JSON object"
+        ) from None
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{place}: a JSON {type(value).__name__} where one JSON object a line is expected"
+        )
+    return value
+
+
+def string_field(value: dict[str, Any], field: str, option: str, place: str) -> tuple[str, bytes]:
+    """The string in a field of a record, and the same in UTF-8.
+
+    Raises:
+      UserError: there is none, or it is no valid Unicode; `option` names the one that names the field.
+    """
+    if field not in value:
+        raise UserError(
+            f"{place}: no field {field!r}, only {', '.join(map(repr, value))}; name the right one with {option}"
+        )
+    text = value[field]
+    if not isinstance(text, str):
+        raise UserError(
+            f"{place}: field {field!r} is a {type(text).__name__} where a string is expected; "
+            f"name another one with {option} or remove the record"
+        )
+    try:
+        return text, text.encode("utf-8")
+    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
+        raise UserError(
+            f"{place}: field {field!r} holds half a surrogate pair, which is not valid Unicode; remove it"
+        ) from None
+
+
+def decode(record: bytes, place: str) -> str:
+    try:
+        return record.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{place}: invalid UTF-8 at byte {error.start}; convert the file to UTF-8 or remove the text"
+        ) from None

@@ -1,0 +1,141 @@
+"""What cannot be prepared: exit status 2, one line that says where and what to do, nothing left behind."""
+
+import gzip
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import zstandard
+from prepared import ROOT, content, read_rows, to_jsonl
+
+# --- faults: exit status 2, one line that says where and what to do, nothing left behind ---
+
+GOOD = to_jsonl([("en", "good text")])
+FAULTS = {
+    "utf8.jsonl": (
+        GOOD + b'{"text": "\xff"}\n',
+        "line 2: invalid UTF-8 at byte 10; convert the file",
+    ),
+    "json.jsonl": (GOOD * 2 + b'{"text": "a"\n', "line 3: invalid JSON"),
+    "field.jsonl": (
+        GOOD + b'{"language": "en"}\n',
+        "line 2: no field 'text', only 'language'; name",
+    ),
+    "type.jsonl": (GOOD + b'{"language": "en", "text": 1}\n', "line 2: field 'text' is a int"),
+    "half.jsonl": (
+        GOOD + b'{"language": "en", "text": "\\ud800"}\n',
+        "line 2: field 'text' holds half",
+    ),
+    "language.jsonl": (
+        GOOD + to_jsonl([("xx", ""), ("xx", " ")]),
+        "language 'xx': all of its 2 documents are empty; remove them or check which field",
+    ),
+    "nothing.jsonl": (b"", "no documents; check --input"),
+    "blank.jsonl": (b"\n\n", "no documents; check --input"),
+    "cut.jsonl.gz": (gzip.compress(GOOD * 99)[:-9], "damaged or not compressed as its name says"),
+    "cut.jsonl.zst": (zstandard.compress(GOOD * 99)[:-9], "copy or compress it again"),
+    "table.csv": (b"a,b\n", "cannot be read; expected *.jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_bad_input_is_named_and_leaves_nothing(tmp_path, prepare, name):
+    data, message = FAULTS[name]
+    (tmp_path / name).write_bytes(data)
+    done = prepare(tmp_path / "made" / "c", "--input", tmp_path / name)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("tokenise ")]
+    assert line.startswith("error: ")
+    assert message in line
+    if name != "language.jsonl":
+        assert str(tmp_path / name) in line
+    assert not list((tmp_path / "made").iterdir() if (tmp_path / "made").exists() else [])
+
+
+def test_faults_found_by_worker_processes_read_the_same(tmp_path, prepare):
+    data, message = FAULTS["json.jsonl"]
+    (tmp_path / "json.jsonl").write_bytes(data)
+    done = prepare(tmp_path / "c", "--input", tmp_path / "json.jsonl", workers=2)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {tmp_path}/json.jsonl, {message}")
+    assert done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["json.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--row_length", 4), "--row_length is [4]; it has to be at least 8"),
+        (("--held_out", 1), "--held_out is 1.0; it has to be at least 0 and below 1"),
+        (("--held_out", "nan"), "--held_out is nan"),
+        (("--held_out_documents", -1), "--held_out_documents is -1; it has to be at least 0"),
+        (("--shard_tokens", 100), "--shard_tokens is 100; it has to be at least a row"),
+        (
+            ("--tokenizer", "absent"),
+            "absent: no such tokeniser; make one with tools/train_tokenizer",
+        ),
+        (("--input", "absent"), "absent: no such file or folder"),
+    ],
+)
+def test_bad_options(tmp_path, corpus, prepare, options, message):
+    done = prepare(tmp_path / "c", "--input", corpus[1], *options)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_folder_with_something_else_is_refused(tmp_path, corpus, prepare):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    shutil.copytree(corpus[0], tmp_path / "and_more")
+    (tmp_path / "and_more" / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name, message in (
+        ("mine", "holds something that is no corpus (notes.txt); name a new folder"),
+        ("and_more", "holds something that is no corpus (notes.txt); name a new folder"),
+        ("file", "is a file; name a folder"),
+    ):
+        before = sorted(tmp_path.rglob("*"))
+        done = prepare(tmp_path / name, "--input", corpus[1], "--overwrite")
+        assert done.returncode == 2
+        assert done.stderr == f"error: {tmp_path / name}: {message}\n"
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_corpus_is_replaced_only_on_request_and_only_by_a_whole_one(tmp_path, corpus, prepare):
+    output = shutil.copytree(corpus[0], tmp_path / "c")
+    (tmp_path / "bad.jsonl").write_bytes(GOOD + b"{\n")
+    (tmp_path / "good.jsonl").write_bytes(GOOD)
+    done = prepare(output, "--input", tmp_path / "good.jsonl")
+    assert done.returncode == 2
+    assert "holds a corpus; name a new folder or give --overwrite" in done.stderr
+    assert prepare(output, "--input", tmp_path / "bad.jsonl", "--overwrite").returncode == 2
+    assert content(output) == content(corpus[0])
+    assert prepare(output, "--input", tmp_path / "good.jsonl", "--overwrite").returncode == 0
+    assert len(read_rows(output, 1024, "train") + read_rows(output, 1024, "held_out")) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"c", "bad.jsonl", "good.jsonl"}
+
+
+@pytest.mark.parametrize("kilobytes", [1, 60])
+def test_a_disk_that_is_full(tmp_path, corpus, model, kilobytes):
+    """A limit on the size of files fails writes as a full disk does: first the spill's, then a shard's."""
+    command = [sys.executable, str(ROOT / "tools" / "prepare_corpus.py"), "--workers", "1"]
+    command += [
+        "--input",
+        str(corpus[1]),
+        "--tokenizer",
+        str(model),
+        "--output",
+        str(tmp_path / "c"),
+    ]
+    limit = f"ulimit -f {kilobytes}; exec " + ' "$@"'
+    done = subprocess.run(
+        ["bash", "-c", limit, "bash", *command], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert re.match(f"error: (cannot write a shard: .*)?{tmp_path}/c\\b.*\\n$", done.stderr), (
+        done.stderr
+    )
+    assert not list(tmp_path.iterdir())
