@@ -41,14 +41,14 @@ LANGUAGES = (
 
 @pytest.fixture(scope="session")
 def run_tool():
-    """Runs tools/NAME.py with arguments, as a user would."""
+    """Runs tools/NAME.py with arguments, as a user would; keywords are added to the environment."""
 
-    def run(name: str, *arguments: object) -> subprocess.CompletedProcess:
+    def run(name: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
         return subprocess.run(
             [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)],
             capture_output=True,
             text=True,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
             check=False,
         )
 

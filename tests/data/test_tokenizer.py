@@ -11,6 +11,7 @@ import sentencepiece
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from object_stores import _gs_store, _s3_store, gs_bucket, s3_bucket  # noqa: F401
 from shared_data import shared_file
 from small_tokenizer import write_small_tokenizer
 
@@ -254,3 +255,111 @@ def test_other_special_ids_in_a_sentencepiece_model(tmp_path, options):
     (tmp_path / "other.model").write_bytes(model.getvalue())
     with pytest.raises(UserError, match="ids 0 to 4 are .*, but training needs <pad>, <eos>"):
         load_tokenizer(tmp_path)
+
+
+# --- ids that a model has no row for, and special tokens that a text can spell ---
+
+SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+
+
+def changed(folder, change):
+    """A small tokenizer.json with something else in it."""
+    file = write_small_tokenizer(folder) / "tokenizer.json"
+    description = json.loads(file.read_text())
+    change(description)
+    file.write_text(json.dumps(description))
+    return folder
+
+
+def test_ids_with_a_hole(tmp_path):
+    folder = changed(tmp_path / "t", lambda d: d["model"]["vocab"].update(Z=600))
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.encode("Z") == [600]
+    assert tokenizer.vocab_size == 601
+
+
+def test_an_added_token_beyond_the_vocabulary_counts(tmp_path):
+    token = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    added = token | {"id": 324, "content": "[new]"}
+    folder = changed(tmp_path / "t", lambda d: d["added_tokens"].append(added))
+    assert load_tokenizer(folder).encode("[new]") == [324]
+    assert load_tokenizer(folder).vocab_size == 325
+
+
+def ignore_merges(d):
+    d["model"]["ignore_merges"] = True
+
+
+def ignore_merges_of_words(d):
+    ignore_merges(d)
+    d |= {"normalizer": None, "pre_tokenizer": {"type": "WhitespaceSplit"}}
+
+
+def word_level(d):
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, "the", "end"])}
+    d["model"] = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"}
+    d |= {"normalizer": None, "pre_tokenizer": {"type": "WhitespaceSplit"}, "decoder": None}
+
+
+def word_piece(d):
+    word_level(d)
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, "the", "<", "##eos", "##>"])}
+    d["model"] = {"type": "WordPiece", "unk_token": "<unk>", "continuing_subword_prefix": "##"}
+    d["model"] |= {"max_input_chars_per_word": 100, "vocab": vocabulary}
+
+
+def unigram(d):
+    letters = [[letter, -5.0] for letter in "▁abcdefghijklmnopqrstuvwxyz<>"]
+    vocabulary = [[piece, 0.0] for piece in SPECIAL] + letters
+    d["model"] = {"type": "Unigram", "unk_id": 3, "byte_fallback": False, "vocab": vocabulary}
+
+
+@pytest.mark.parametrize(
+    "change", [ignore_merges, ignore_merges_of_words, word_level, word_piece, unigram]
+)
+def test_a_tokeniser_that_takes_letters_for_special_tokens_is_refused(tmp_path, change):
+    with pytest.raises(UserError, match="the letters <.*> in a text become the special token"):
+        load_tokenizer(changed(tmp_path / "t", change))
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_sentencepiece_takes_them_for_letters(tmp_path, kind):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the end < eos > p a d is the end of an island"] * 50),
+        model_writer=model,
+        model_type=kind,
+        vocab_size=285,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        user_defined_symbols=["<mask>"],
+        **{f"{name}_id": i for i, name in enumerate(("pad", "eos", "bos", "unk"))},
+        **{f"{name}_piece": f"<{name}>" for name in ("pad", "eos", "bos", "unk")},
+        minloglevel=2,
+    )
+    (tmp_path / "t.model").write_bytes(model.getvalue())
+    assert min(load_tokenizer(tmp_path).encode("the <eos> end<pad> is <bos>")) > 4
+
+
+def test_a_byte_order_mark_before_a_tokenizer_json(tmp_path):
+    file = write_small_tokenizer(tmp_path / "t") / "tokenizer.json"
+    plain = load_tokenizer(tmp_path / "t").encode("the end")
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert load_tokenizer(tmp_path / "t").encode("the end") == plain
+
+
+@pytest.mark.parametrize("store", ["gs_bucket", "s3_bucket"])
+def test_a_tokeniser_in_a_bucket(request, store, trained, both):
+    from etils import epath
+
+    folder = epath.Path(request.getfixturevalue(store)) / "tokenizer"
+    for name in ("tokenizer.model", "tokenizer.json"):
+        (folder / name).write_bytes((trained / name).read_bytes())
+    for tokenizer, name in zip(both, ("tokenizer.model", "tokenizer.json"), strict=True):
+        found = load_tokenizer(f"{folder}/{name}")
+        assert (found.sha256, found.vocab_size) == (tokenizer.sha256, tokenizer.vocab_size)
+        assert found.encode("the end") == tokenizer.encode("the end")
+    assert load_tokenizer(folder).path == folder / "tokenizer.json"
+    with pytest.raises(UserError, match="absent: no such tokeniser"):
+        load_tokenizer(f"{folder}/absent")

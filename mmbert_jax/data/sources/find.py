@@ -187,7 +187,7 @@ def _counts(kinds: Counter[str]) -> str:
     shown = kinds.most_common(_SHOWN)
     rest = kinds.total() - sum(count for _, count in shown)
     return ", ".join(
-        [f"{count} {kind}" for kind, count in shown] + ([f"{rest} others"] if rest else [])
+        [f"{count} {kind}" for kind, count in shown] + ([f"{rest} more"] if rest else [])
     )
 
 
