@@ -351,20 +351,17 @@ def _clear(target: Path) -> None:
 
 
 def _copy_to_bucket(local: Path, target: Place, last: str | None) -> None:
-    old = {path for path in target.rglob("*") if path.is_file()} if target.exists() else set()
-    if last is not None and target / last in old:
-        (target / last).unlink()
-        old.remove(target / last)
-    names = sorted(
-        (path.relative_to(local) for path in local.rglob("*") if path.is_file()),
-        key=lambda name: str(name) == last,
-    )
     system, root = fsspec.core.url_to_fs(str(target))
-    for name in names:
-        if str(name) == last:
-            for path in old - {target / name for name in names}:
-                path.unlink()
+    old = {name.removeprefix(f"{root}/") for name in system.find(root)}
+    new = {str(path.relative_to(local)) for path in local.rglob("*") if path.is_file()}
+    if last in old:
+        system.rm_file(f"{root}/{last}")
+    for name in sorted(new - {last}):
         system.put_file(str(local / name), f"{root}/{name}")
+    for name in sorted(old - new - {last}):
+        system.rm_file(f"{root}/{name}")
+    if last in new:
+        system.put_file(str(local / last), f"{root}/{last}")
 
 
 def _publish(partial: Path, target: Path) -> None:

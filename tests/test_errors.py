@@ -145,3 +145,20 @@ def test_standard_output_on_a_full_disk(lines, name):
     assert done.returncode == 2
     reason = f"{name}No space left on device; make room, then run the same command again"
     assert done.stderr == f"error: {reason}\n"
+
+
+@pytest.mark.parametrize("locale", ["C.UTF-8", "C", "en_US.ISO-8859-1"])
+def test_names_that_are_no_text_can_be_printed(locale):
+    """As a file's name comes out of a manifest or a folder, whatever the terminal can show."""
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[2]); from mmbert_jax.errors import run_main\n"
+        "run_main(lambda: print(sys.argv[1], 'und B\\xf6ses \\u4e00'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, os.fsdecode(b"caf\xe9"), str(ROOT)],
+        capture_output=True,
+        env=os.environ | {"LC_ALL": locale, "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith((b"caf\\udce9 und", b"caf\xe9 und"))
