@@ -235,7 +235,7 @@ def _lines(source: Place) -> Iterator[tuple[Iterator[tuple[int, bytes]], Callabl
         yield _not_blank(sys.stdin.buffer), lambda: 0
         return
     with source.open("rb") as raw:
-        yield _content(source, raw), raw.tell
+        yield _content(source, raw), raw.tell if raw.seekable() else lambda: 0
 
 
 def _content(source: Place, raw: BinaryIO) -> Iterator[tuple[int, bytes]]:

@@ -9,18 +9,21 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
+from object_stores import _gs_store, _s3_store, gs_bucket, s3_bucket  # noqa: F401
 
 from mmbert_jax.errors import UserError
 from mmbert_jax.inference import stream
 from mmbert_jax.inference.encode import encode
 from mmbert_jax.inference.output import Output
 from mmbert_jax.inference.rows import Batch
+from mmbert_jax.places import place
 
 RNG = np.random.default_rng(0)
 WORDS = "the cat and the dog is a long way from here".split()
@@ -117,6 +120,53 @@ def test_killed_while_names_were_given(tmp_path, capsys):
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a": b"1", "b": b"2"}
 
 
+def test_a_byte_order_mark_is_passed_over(records, tmp_path):
+    """As in preparation, and so that the lines are still those that were read before."""
+    path = tmp_path / "marked.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + records.read_bytes())
+    with closing(Output([tmp_path / "out"], {})) as output:
+        count_letters(arguments(path), output)
+    assert (tmp_path / "out").read_text().splitlines() == expected_lines(records)
+
+
+def test_a_disk_that_is_full_is_not_blamed_on_the_input(records, tmp_path, monkeypatch):
+    def fail(self, parts):
+        raise OSError(28, "No space left on device", "out.partial")
+
+    monkeypatch.setattr(Output, "append", fail)
+    with (
+        closing(Output([tmp_path / "out"], {})) as output,
+        pytest.raises(OSError, match="No space"),
+    ):
+        count_letters(arguments(records), output)
+
+
+def test_a_pipe(records, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(records.read_bytes(),))
+    writer.start()
+    args = arguments(str(pipe))
+    stream.check_arguments(args)
+    with closing(Output([tmp_path / "out"], {})) as output:
+        count_letters(args, output)
+    writer.join()
+    assert (tmp_path / "out").read_text().splitlines() == expected_lines(records)
+
+
+@pytest.mark.parametrize("store", ["gs_bucket", "s3_bucket"])
+def test_an_input_in_a_bucket(request, records, tmp_path, store):
+    for suffix, compress in (("", bytes), (".gz", gzip.compress)):
+        path = place(f"{request.getfixturevalue(store)}/in.jsonl{suffix}")
+        path.write_bytes(compress(records.read_bytes()))
+        args = arguments(str(path))
+        stream.check_arguments(args)
+        with closing(Output([tmp_path / f"out{suffix}"], {})) as output:
+            count_letters(args, output)
+        written = (tmp_path / f"out{suffix}").read_text()
+        assert written.splitlines() == expected_lines(records)
+
+
 def test_compressed_and_standard_input(tmp_path, monkeypatch, capsys):
     plain = write_records(tmp_path / "in.jsonl", 100)
     with gzip.open(tmp_path / "in.jsonl.gz", "wb") as file:
@@ -134,11 +184,11 @@ def test_compressed_and_standard_input(tmp_path, monkeypatch, capsys):
     ("line", "message"),
     [
         (b'{"text": "a"', "invalid JSON"),
-        (b'{"text": "\xff"}', "invalid JSON"),
-        (b'["a"]', "a JSON list where an object is expected"),
-        (b'{"body": "a"}', "field 'text' is missing; name the field with the text by --text_field"),
-        (b'{"text": 3}', r"field 'text' is no string \(3\)"),
-        (b'{"text": "\\ud800"}', "field 'text' is not valid Unicode"),
+        (b'{"text": "\xff"}', "invalid UTF-8 at byte 10"),
+        (b'["a"]', "a JSON list where one JSON object a line is expected"),
+        (b'{"body": "a"}', "no field 'text', only 'body'; name the right one with --text_field"),
+        (b'{"text": 3}', "field 'text' is a int where a string is expected"),
+        (b'{"text": "\\ud800"}', "field 'text' holds half a surrogate pair"),
         (b'{"text": "a"}', "field 'key' is missing, which --id_field names"),
     ],
 )
@@ -159,7 +209,7 @@ def test_goes_on_behind_a_line_that_was_mended(tmp_path):
     good = records.read_bytes()
     records.write_bytes(good.replace(b'{"text"', b'{"test"').replace(b'{"test"', b'{"text"', 250))
     with closing(Output([tmp_path / "out"], {})) as output:
-        with pytest.raises(UserError, match="is missing"):
+        with pytest.raises(UserError, match="no field 'text'"):
             count_letters(arguments(records), output)
         assert output.state["records"] > 50
     records.write_bytes(good.replace(b"the", b"The", 1))
