@@ -86,8 +86,7 @@ def run_jobs(workers: int, given: Settings) -> Iterator[Run]:
         yield run
     except BrokenProcessPool:
         raise UserError(
-            "a worker process was killed, most likely for want of memory; "
-            "try fewer --workers or a smaller --shard_tokens"
+            "a worker process was killed, most likely for want of memory; try fewer --workers"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -9,6 +9,12 @@ import sys
 import pytest
 import zstandard
 from prepared import ROOT, content, read_rows, to_jsonl
+from small_tokenizer import write_small_tokenizer
+
+from mmbert_jax.data.prepare import Settings, prepare_corpus
+from mmbert_jax.data.sources import Fields, find_inputs
+from mmbert_jax.data.tokenizer import HuggingFaceTokenizer
+from mmbert_jax.errors import UserError
 
 # --- faults: exit status 2, one line that says where and what to do, nothing left behind ---
 
@@ -139,3 +145,38 @@ def test_a_disk_that_is_full(tmp_path, corpus, model, kilobytes):
         done.stderr
     )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrong", [324, 1])
+def test_an_id_that_no_model_has_a_row_for(tmp_path, monkeypatch, wrong):
+    """Or that ends a document, and `load_tokenizer` has not found: the document is named, no corpus is written."""
+    encode = HuggingFaceTokenizer.encode_batch
+
+    def encode_wrongly(self, texts):
+        found = zip(texts, encode(self, texts), strict=True)
+        return [[*ids, wrong, 20] if "odd" in text else ids for text, ids in found]
+
+    monkeypatch.setattr(HuggingFaceTokenizer, "encode_batch", encode_wrongly)
+    lines = [("en", "a text"), ("en", "an odd one"), ("de", "ein Text")]
+    (tmp_path / "in.jsonl").write_bytes(to_jsonl(lines))
+    inputs, _ = find_inputs([tmp_path / "in.jsonl"], None)
+    settings = Settings(write_small_tokenizer(tmp_path / "tok"), Fields(), (16,), held_out=0.0)
+    with pytest.raises(
+        UserError, match=f"in.jsonl, line 2: .* gives the id {wrong} within the text"
+    ):
+        prepare_corpus(inputs, settings, tmp_path / "c", 1, "test")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, prepare, run_tool, corpus):
+    """The programs run as root here, who may write anywhere, so the folder is one of the kernel's."""
+    for done in (
+        prepare("/proc/c", "--input", corpus[1]),
+        run_tool(
+            *("train_tokenizer", "--input", corpus[1], "--vocab_size", 600, "--output", "/proc/t")
+        ),
+    ):
+        assert done.returncode == 2
+        (line,) = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
+        assert line.startswith("error: /proc")
+        assert "Traceback" not in done.stderr
