@@ -36,7 +36,7 @@ def main() -> None:
         raise UserError(f"--documents is {args.documents}; it has to be at least 1")
     if output.exists():
         raise UserError(f"{output}: exists already; remove it or name another file")
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
     languages = cldr_text.languages()
     with atomic_file(output) as file:
         for language in languages:

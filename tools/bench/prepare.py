@@ -31,7 +31,7 @@ EXAMPLE = """example:
       --tokenizer tokenizer/tokenizer.model tokenizer/tokenizer.json
 """
 
-PREPARE = Path(__file__).resolve().with_name("prepare_corpus.py")
+PREPARE = Path(__file__).resolve().parent.parent / "prepare_corpus.py"
 GROWTH = 4  # the text is measured in whole, and a quarter of it for memory
 BARE_BYTES = 20_000_000
 BATCH = 1000
