@@ -11,7 +11,6 @@ import sentencepiece
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from object_stores import _gs_store, _s3_store, gs_bucket, s3_bucket  # noqa: F401
 from shared_data import shared_file
 from small_tokenizer import write_small_tokenizer
 

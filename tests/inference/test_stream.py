@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from object_stores import _gs_store, _s3_store, gs_bucket, s3_bucket  # noqa: F401
 
 from mmbert_jax.errors import UserError
 from mmbert_jax.inference import stream

@@ -6,7 +6,6 @@ import shutil
 
 import fsspec
 import pytest
-from object_stores import _gs_store, _s3_store, gs_bucket, s3_bucket  # noqa: F401
 from prepared import OPTIONS, content, to_jsonl
 from small_tokenizer import write_small_tokenizer
 
@@ -90,7 +89,7 @@ def test_a_tokeniser_made_in_a_bucket(tmp_path, bucket, trained, cldr_file, run_
         assert (made / name).read_bytes() == (trained / name).read_bytes()
 
 
-def test_an_upload_that_ends_half_way_leaves_no_corpus(tmp_path, gs_bucket, monkeypatch):  # noqa: F811
+def test_an_upload_that_ends_half_way_leaves_no_corpus(tmp_path, gs_bucket, monkeypatch):
     """Neither a new one nor, where one was to be replaced, the old one's manifest above other shards."""
     inputs, _ = find_inputs([write_small(tmp_path)], None)
     settings = Settings(write_small_tokenizer(tmp_path / "tok"), Fields(), (16,), held_out=0.0)

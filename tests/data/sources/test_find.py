@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from object_stores import _gs_store, _s3_store, gs_bucket, s3_bucket  # noqa: F401
 from small_tokenizer import write_small_tokenizer
 from tiny_corpus import write_corpus
 
