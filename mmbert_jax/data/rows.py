@@ -92,23 +92,20 @@ def find_shards(folder: Place, entries: Sequence[dict]) -> list[Shard]:
     Raises:
       UserError: one is missing, or has another size than it was written with.
     """
+    paths = [f"{folder}/{entry['file']}" for entry in entries]
     if is_remote(folder):
+        old = [path for path in paths if path.endswith(shards.OLD_SUFFIX)]
+        if old:
+            raise UserError(
+                f"{old[0]}: ArrayRecord files are not read from a bucket; copy the corpus to a disk, or prepare it again"
+            )
         sizes = object_rows.sizes(folder)
         found = [(sizes.get(entry["file"]), 0) for entry in entries]
     else:
         with ThreadPoolExecutor(_STATS_AT_ONCE) as pool:
-            found = list(
-                pool.map(
-                    _stat, [os.path.join(folder, entry["file"]) for entry in entries], chunksize=64
-                )
-            )
+            found = list(pool.map(_stat, paths))
     of_corpus = []
-    for entry, (size, version) in zip(entries, found, strict=True):
-        path = (
-            str(folder / entry["file"])
-            if is_remote(folder)
-            else os.path.join(folder, entry["file"])
-        )
+    for entry, path, (size, version) in zip(entries, paths, found, strict=True):
         if size is None:
             raise UserError(f"{path}: shard is missing; {shards.COPY_AGAIN}")
         if size != entry.get("bytes", size):
