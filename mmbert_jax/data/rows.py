@@ -97,7 +97,8 @@ def find_shards(folder: Place, entries: Sequence[dict]) -> list[Shard]:
         old = [path for path in paths if path.endswith(shards.OLD_SUFFIX)]
         if old:
             raise UserError(
-                f"{old[0]}: ArrayRecord files are not read from a bucket; copy the corpus to a disk, or prepare it again"
+                f"{old[0]}: ArrayRecord files are not read from a bucket; "
+                "prepare the corpus again, or copy it to a disk"
             )
         sizes = object_rows.sizes(folder)
         found = [(sizes.get(entry["file"]), 0) for entry in entries]

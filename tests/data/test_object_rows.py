@@ -124,7 +124,7 @@ def test_corpora_of_version_1_are_refused(tmp_path, request):
         write_corpus(tmp_path / "corpus", ROWS, old=True), request.getfixturevalue("gs_bucket")
     )
     with pytest.raises(
-        UserError, match=r"train_16-00000.arrayrecord: .* copy the corpus to a disk"
+        UserError, match=r"train_16-00000.arrayrecord: .* prepare the corpus again, or copy it"
     ):
         corpus.rows_source(there, corpus.read_manifest(there), 16, "train")
 
