@@ -40,13 +40,14 @@ class Rows(Sequence[bytes]):
     """Records addressed by their number over all shards; can be pickled for worker processes.
 
     Attributes:
+      shards: in order.
       in_flight: reads that have to be under way at a time for the storage to give what it can.
     """
 
     def __init__(self, of_corpus: Sequence[Shard]):
-        self._shards = tuple(of_corpus)
+        self.shards = tuple(of_corpus)
         self._ends = list(itertools.accumulate(shard.rows for shard in of_corpus))
-        remote = is_remote(self._shards[0].path)
+        remote = is_remote(self.shards[0].path)
         self.in_flight = object_rows.REQUESTS_AT_ONCE if remote else 1
 
     def __len__(self) -> int:
@@ -64,7 +65,7 @@ class Rows(Sequence[bytes]):
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         index = bisect_right(self._ends, row)
-        shard = self._shards[index]
+        shard = self.shards[index]
         return shard, row - self._ends[index] + shard.rows
 
 

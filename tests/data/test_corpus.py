@@ -87,22 +87,26 @@ def test_a_record_of_another_length_is_refused(change):
         corpus.decode_row(change(record))
 
 
-@given(rows(), st.integers(0, 5))
-def test_arrays_of_a_row_are_what_the_model_is_told(row, padding):
-    tokens, ends, _ = row
-    arrays = corpus.row_to_arrays(tokens % 1000, ends, len(tokens) + padding)
-    segment, position, expected = 1, 0, []
-    for i, token in enumerate((tokens % 1000).tolist()):
-        expected.append((token, segment, position))
-        position += 1
-        if i + 1 == ends[segment - 1]:
-            segment, position = segment + 1, 0
-    expected += [(0, 0, 0)] * padding
-    for name, column in zip(
-        ("tokens", "segment_ids", "positions"), zip(*expected, strict=True), strict=True
-    ):
-        assert arrays[name].dtype == np.int32
-        assert arrays[name].tolist() == list(column)
+@given(st.lists(rows(), max_size=4), st.integers(0, 5), st.integers(0, 2))
+def test_arrays_of_rows_are_what_the_model_is_told(found, padding, more):
+    row_length = max((len(tokens) for tokens, _, _ in found), default=7) + padding
+    empty = np.zeros(0, np.uint32), np.zeros(0, np.int64)
+    given_rows = [(tokens % 1000, ends) for tokens, ends, _ in found] + [empty] * more
+    arrays = corpus.rows_to_arrays(given_rows, row_length)
+    for slot, (tokens, ends) in enumerate(given_rows):
+        segment, position, expected = 1, 0, []
+        for i, token in enumerate(tokens.tolist()):
+            expected.append((token, segment, position))
+            position += 1
+            if i + 1 == ends[segment - 1]:
+                segment, position = segment + 1, 0
+        expected += [(0, 0, 0)] * (row_length - len(tokens))
+        for name, column in zip(
+            ("tokens", "segment_ids", "positions"), zip(*expected, strict=True), strict=True
+        ):
+            assert arrays[name].dtype == np.int32
+            assert arrays[name].shape == (len(found) + more, row_length)
+            assert arrays[name][slot].tolist() == list(column)
 
 
 @given(st.integers(0, 2**24 - 1), st.integers(1, 2**40 - 1))
