@@ -1,5 +1,6 @@
 """Rows in buckets: the same bytes as on a disk, from two emulators; and a store that fails as it is told to."""
 
+import dataclasses
 import itertools
 import pickle
 import re
@@ -203,7 +204,7 @@ def answers(request, tmp_path, monkeypatch):
 
 
 def test_one_failure_in_five_is_tried_again(answers):
-    source, records, store = answers(itertools.cycle([200, 200, 503, 200, 200]))
+    source, records, store = answers(itertools.cycle([200, 200, 503, 200, 200]), retries=16)
     assert source.__getitems__(range(50)) == records
     assert store.given.count(503) >= 10
 
@@ -236,8 +237,8 @@ def test_a_store_that_is_not_there_is_named(answers):
         source[7]
 
 
-def test_requests_are_under_way_together_and_bounded(answers, monkeypatch):
-    source, records, store = answers(itertools.repeat(200))
+def most_under_way(store):
+    """Lets a store take its time; gives a function that says how many requests it had at once."""
     under_way, most = 0, 0
     next_status, lock = store.next_status, threading.Lock()
 
@@ -251,10 +252,34 @@ def test_requests_are_under_way_together_and_bounded(answers, monkeypatch):
             under_way -= 1
         return next_status()
 
-    monkeypatch.setattr(object_rows, "REQUESTS_AT_ONCE", 8)
     store.next_status = counted
+    return lambda: most
+
+
+def test_requests_are_under_way_together_and_bounded(answers, monkeypatch):
+    monkeypatch.setattr(object_rows, "REQUESTS_AT_ONCE", 8)
+    source, records, store = answers(itertools.repeat(200))
+    most = most_under_way(store)
     assert source.__getitems__(range(48)) == records[:48]
-    assert most == 8
+    assert most() == 8
+
+
+def test_small_microbatches_are_read_ahead(answers, tmp_path, monkeypatch):
+    """As many as it takes to keep a store busy that answers late, whatever `prefetch` says."""
+    monkeypatch.setattr(object_rows, "REQUESTS_AT_ONCE", 16)
+    source, _, store = answers(itertools.repeat(200))
+    local = open_data(data_config(tmp_path / "corpus"), 400, seed=3)
+    there = dataclasses.replace(local, sources=(source,))
+    ranges = [(i, i + 2) for i in range(0, 200, 2)]
+    most = most_under_way(store)
+    begin = time.monotonic()
+    batches = list(microbatches(there, 2, ranges))
+    seconds = time.monotonic() - begin
+    assert 12 <= most() <= 16
+    assert seconds < 200 * 0.05 / 6
+    for ours, expected in zip(batches, microbatches(local, 2, ranges), strict=True):
+        for name, x in expected.items():
+            np.testing.assert_array_equal(ours[name], x)
 
 
 def test_the_manifest_is_looked_for_where_it_is_said(tmp_path):
