@@ -90,7 +90,7 @@ def test_worker_processes_read_the_same(folder, copied):
 
 
 def test_a_missing_and_a_changed_object_are_named_at_the_start(folder, copied):
-    shard = copied / "train_16-00001.rows"
+    shard = copied / "train_16-00001.npy"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-5])
     manifest = corpus.read_manifest(copied)
@@ -106,7 +106,7 @@ def test_a_missing_and_a_changed_object_are_named_at_the_start(folder, copied):
 
 def test_an_object_that_changes_meanwhile_is_named(copied):
     source = corpus.rows_source(copied, corpus.read_manifest(copied), 16, "train")
-    shard = copied / "train_16-00001.rows"
+    shard = copied / "train_16-00001.npy"
     whole = shard.read_bytes()
     for changed, words in (
         (whole[:-5], "shorter than it was written"),

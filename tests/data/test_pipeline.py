@@ -288,7 +288,7 @@ def test_errors_name_the_field_or_the_file(folder, tmp_path):
 
 def test_truncated_shard_is_named(tmp_path):
     folder = write_corpus(tmp_path / "corpus", ROWS, rows_per_shard=400)
-    shard = folder / "train_16-00002.rows"
+    shard = folder / "train_16-00002.npy"
     shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"train_16-00002\.rows"):
+    with pytest.raises(UserError, match=r"train_16-00002\.npy"):
         open_data(data_config(folder), 8, 0)
