@@ -222,7 +222,7 @@ def test_one_failure_in_five_is_tried_again(answers):
 )
 def test_what_keeps_failing_names_its_object(answers, status, words, tries):
     source, _, store = answers(itertools.repeat(status))
-    with pytest.raises(UserError, match=rf"^(gs|s3)://bucket\d/train_16-00000\.rows: {words}"):
+    with pytest.raises(UserError, match=rf"^(gs|s3)://bucket\d/train_16-00000\.npy: {words}"):
         source[7]
     assert len(store.given) == tries
 
@@ -232,7 +232,7 @@ def test_a_store_that_is_not_there_is_named(answers):
     store.shutdown()
     store.server_close()
     with pytest.raises(
-        UserError, match=r"train_16-00000\.rows: the store does not answer .* 5 tries"
+        UserError, match=r"train_16-00000\.npy: the store does not answer .* 5 tries"
     ):
         source[7]
 

@@ -192,7 +192,7 @@ def test_faults_of_the_disk(tmp_path, monkeypatch, number, call):
         with pytest.raises(UserError) as caught:
             corpus.rows_source(folder, manifest, 16, "train")
     monkeypatch.undo()
-    assert caught.match(f"^{folder}/train_16-00000.rows: {CASES[number]}")
+    assert caught.match(f"^{folder}/train_16-00000.npy: {CASES[number]}")
     assert "damaged" not in str(caught.value)
 
 
