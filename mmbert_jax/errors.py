@@ -1,9 +1,11 @@
 """What a program ends in that cannot go on: bad input, a full disk, a damaged file; and one place that reports it."""
 
+import contextlib
 import errno
 import io
 import os
 import re
+import resource
 import sys
 from collections.abc import Callable
 
@@ -42,6 +44,7 @@ def run_main(main: Callable[[], None]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Names of files need not be text, and a terminal need not have every character: as on standard error.
         sys.stdout.reconfigure(errors="backslashreplace")
+    _raise_limit_of_open_files()
     error: BaseException | None = None
     try:
         main()
@@ -102,6 +105,13 @@ def _explain_os_error(error: OSError) -> str:
     text = f"{' -> '.join(names)}: {reason}" if names else reason
     way_out = _WAY_OUT.get(error.errno)
     return f"{text}; {way_out}" if way_out else text
+
+
+def _raise_limit_of_open_files() -> None:
+    """To what the system allows: checkpoints, loaders and their workers together may want more than the usual 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # some systems allow less than they say
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _report_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:

@@ -16,6 +16,7 @@ data/tokenizer_identity.py.
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -77,26 +78,29 @@ def decode_row(record: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     )
 
 
-def row_to_arrays(
-    tokens: np.ndarray, segment_ends: np.ndarray, row_length: int
+def rows_to_arrays(
+    rows: Sequence[tuple[np.ndarray, np.ndarray]], row_length: int
 ) -> dict[str, np.ndarray]:
-    """The row as the model takes it: `tokens`, `segment_ids`, `positions`, each int32 [row_length].
+    """Rows as the model takes them: `tokens`, `segment_ids`, `positions`, each int32 [len(rows), row_length].
 
     Segments count from 1, 0 is padding; positions restart at 0 in each segment and are 0 in the padding.
+
+    Args:
+      rows: tokens [n] and segment ends [s] of each, exclusive, cumulative, none twice; both empty for a row of padding.
     """
-    n = len(tokens)
-    ends = np.asarray(segment_ends, np.int64)
-    starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
-    lengths = ends - starts
-    row = {
-        "tokens": np.full(row_length, PAD, np.int32),
-        "segment_ids": np.zeros(row_length, np.int32),
-        "positions": np.zeros(row_length, np.int32),
-    }
-    row["tokens"][:n] = tokens
-    row["segment_ids"][:n] = np.repeat(np.arange(1, len(ends) + 1), lengths)
-    row["positions"][:n] = np.arange(n) - np.repeat(starts, lengths)
-    return row
+    tokens = np.full((len(rows), row_length), PAD, np.int32)
+    begins = np.zeros((len(rows), row_length + 1), bool)
+    lengths = np.array([len(of_row) for of_row, _ in rows], np.int64)[:, None]
+    for i, (of_row, ends) in enumerate(rows):
+        if len(of_row):
+            tokens[i, : len(of_row)] = of_row
+            begins[i, 0] = begins[i, ends] = True
+    begins = begins[:, :-1]  # without the one that would follow a full row
+    place = np.arange(row_length, dtype=np.int32)
+    inside = place < lengths
+    segment_ids = np.cumsum(begins, axis=1, dtype=np.int32)
+    positions = place - np.maximum.accumulate(np.where(begins, place, 0), axis=1)
+    return {"tokens": tokens, "segment_ids": segment_ids * inside, "positions": positions * inside}
 
 
 def read_manifest(corpus_dir: str | Place) -> Manifest:

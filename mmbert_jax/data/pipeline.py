@@ -24,6 +24,7 @@ from mmbert_jax.places import Place, place
 Batch = dict[str, np.ndarray]
 # Threads that wait for a bucket's answers, each for those of one microbatch.
 MOST_THREADS = 32
+_EMPTY = np.zeros(0, np.uint32), np.zeros(0, np.uint32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,12 +263,5 @@ def _read(sources: Sequence[Rows], of_source: Sequence[int], rows: Sequence[int]
 
 def _batch(records: Sequence[bytes], rows: int, row_length: int) -> Batch:
     """The records as the model takes them, then empty rows."""
-    batch = {
-        name: np.zeros((rows, row_length), np.int32)
-        for name in ("tokens", "segment_ids", "positions")
-    }
-    for slot, record in enumerate(records):
-        tokens, segment_ends, _ = corpus.decode_row(record)
-        for name, row in corpus.row_to_arrays(tokens, segment_ends, row_length).items():
-            batch[name][slot] = row
-    return batch
+    filled = [corpus.decode_row(record)[:2] for record in records]
+    return corpus.rows_to_arrays(filled + [_EMPTY] * (rows - len(filled)), row_length)

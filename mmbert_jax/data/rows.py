@@ -40,13 +40,14 @@ class Rows(Sequence[bytes]):
     """Records addressed by their number over all shards; can be pickled for worker processes.
 
     Attributes:
+      shards: in order.
       in_flight: reads that have to be under way at a time for the storage to give what it can.
     """
 
     def __init__(self, of_corpus: Sequence[Shard]):
-        self._shards = tuple(of_corpus)
+        self.shards = tuple(of_corpus)
         self._ends = list(itertools.accumulate(shard.rows for shard in of_corpus))
-        remote = is_remote(self._shards[0].path)
+        remote = is_remote(self.shards[0].path)
         self.in_flight = object_rows.REQUESTS_AT_ONCE if remote else 1
 
     def __len__(self) -> int:
@@ -64,7 +65,7 @@ class Rows(Sequence[bytes]):
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         index = bisect_right(self._ends, row)
-        shard = self._shards[index]
+        shard = self.shards[index]
         return shard, row - self._ends[index] + shard.rows
 
 
@@ -92,23 +93,21 @@ def find_shards(folder: Place, entries: Sequence[dict]) -> list[Shard]:
     Raises:
       UserError: one is missing, or has another size than it was written with.
     """
+    paths = [f"{folder}/{entry['file']}" for entry in entries]
     if is_remote(folder):
+        old = [path for path in paths if path.endswith(shards.OLD_SUFFIX)]
+        if old:
+            raise UserError(
+                f"{old[0]}: ArrayRecord files are not read from a bucket; "
+                "prepare the corpus again, or copy it to a disk"
+            )
         sizes = object_rows.sizes(folder)
         found = [(sizes.get(entry["file"]), 0) for entry in entries]
     else:
         with ThreadPoolExecutor(_STATS_AT_ONCE) as pool:
-            found = list(
-                pool.map(
-                    _stat, [os.path.join(folder, entry["file"]) for entry in entries], chunksize=64
-                )
-            )
+            found = list(pool.map(_stat, paths))
     of_corpus = []
-    for entry, (size, version) in zip(entries, found, strict=True):
-        path = (
-            str(folder / entry["file"])
-            if is_remote(folder)
-            else os.path.join(folder, entry["file"])
-        )
+    for entry, path, (size, version) in zip(entries, paths, found, strict=True):
         if size is None:
             raise UserError(f"{path}: shard is missing; {shards.COPY_AGAIN}")
         if size != entry.get("bytes", size):

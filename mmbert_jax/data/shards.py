@@ -1,12 +1,11 @@
-"""The file of a shard: packed rows in slots of one size, so that row i is one range of bytes, found by arithmetic.
+"""The file of a shard: packed rows in a NumPy array, so that row i is one range of bytes, found by arithmetic.
 
 Rows are read in random order and one by one. A file that has to be searched for a row would cost a table of places in
-memory, 2.2 thousand million of them in a large corpus, or a second request for every row of one in a bucket.
+memory, 2.2 thousand million of them in a large corpus, or a second request for every row of one in a bucket. So a shard
+is what `numpy.load` reads (and maps): uint32 [rows, slot], little-endian, of which each row is
 
-Little-endian:
-  header             16 bytes that say what this is, uint32 size of a slot, uint32 number of rows
-  a slot for each    uint32 CRC-32 of the rest of the slot, begun with the row's number; uint32 length of the record;
-                     the record; zeros
+  CRC-32 of the rest of the slot, begun with the row's number; length of the record in bytes; the record; zeros
+
 A slot takes the longest record of its shard. What differs between records is their number of segments, 12 bytes each,
 so zeros are some percent of a shard of common documents.
 
@@ -15,21 +14,22 @@ Older corpora have ArrayRecord files instead, one record a chunk.
 
 import array
 import errno
+import io
 import os
 import struct
 import zlib
 from pathlib import Path
 
+import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import naming
 
-SUFFIX, OLD_SUFFIX = ".rows", ".arrayrecord"
-_MAGIC = b"mmbert_jax rows\n"
-_HEADER = struct.Struct("<16sII")
+SUFFIX, OLD_SUFFIX = ".npy", ".arrayrecord"
 _SLOT = struct.Struct("<II")
-HEADER_BYTES = _HEADER.size
+# NumPy fills up its header, which is less than half as long, to a multiple of 64.
+HEADER_BYTES = 128
 # An ArrayRecord file is padded to whole blocks.
 OLD_BLOCK = 1 << 16
 
@@ -37,7 +37,7 @@ COPY_AGAIN = "copy it again or prepare the corpus again"
 
 
 class ShardWriter:
-    """Writes records of any length to a new shard, which is whole once it is closed.
+    """Writes records, of any multiple of four bytes, to a new shard, which is whole once it is closed.
 
     Until then the records wait beside it, since the size of a slot is that of the longest.
     """
@@ -62,12 +62,20 @@ class ShardWriter:
                 self._waiting.open("rb", buffering=1 << 20) as records,
                 self._path.open("wb", buffering=1 << 20) as shard,
             ):
-                shard.write(_HEADER.pack(_MAGIC, size, len(self._lengths)))
+                shard.write(_header(len(self._lengths), size))
                 for row, length in enumerate(self._lengths):
                     rest = length.to_bytes(4, "little") + records.read(length)
                     rest = rest.ljust(size - 4, b"\0")
                     shard.write(zlib.crc32(rest, row).to_bytes(4, "little") + rest)
             self._waiting.unlink()
+
+
+def _header(rows: int, slot: int) -> bytes:
+    """What NumPy writes before so many rows of `slot` bytes each."""
+    header = io.BytesIO()
+    described = {"descr": "<u4", "fortran_order": False, "shape": (rows, slot // 4)}
+    np.lib.format.write_array_header_1_0(header, described)
+    return header.getvalue()
 
 
 def slot_range(size_of_shard: int, rows: int, row: int) -> tuple[int, int]:
@@ -109,11 +117,15 @@ def count_rows(shard: str | Path) -> int:
             header, size = file.read(HEADER_BYTES), os.fstat(file.fileno()).st_size
     except OSError as error:
         raise unreadable(shard, error) from None
-    if len(header) == HEADER_BYTES:
-        magic, slot, rows = _HEADER.unpack(header)
-        if magic == _MAGIC and size == HEADER_BYTES + slot * rows:
-            return rows
-    raise damaged(shard)
+    file = io.BytesIO(header)
+    try:
+        np.lib.format.read_magic(file)
+        (rows, numbers), _, _ = np.lib.format.read_array_header_1_0(file)
+    except ValueError:
+        raise damaged(shard) from None
+    if header != _header(rows, 4 * numbers) or size != HEADER_BYTES + 4 * rows * numbers:
+        raise damaged(shard)
+    return rows
 
 
 def open_array_record(shard: str) -> ArrayRecordReader:

@@ -10,7 +10,7 @@ from itertools import pairwise
 import jax
 import numpy as np
 
-from mmbert_jax.data.corpus import row_to_arrays
+from mmbert_jax.data.corpus import rows_to_arrays
 from mmbert_jax.data.packing import best_fit
 from mmbert_jax.model.config import ModelConfig
 
@@ -71,15 +71,12 @@ def plan(
 
 def batch_arrays(batch: Batch, sequences: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
     """`tokens`, `segment_ids` and `positions`, int32 [B, L], of a batch; segment n of a row is its nth text."""
-    shape = len(batch.rows), batch.row_length
-    arrays = {name: np.zeros(shape, np.int32) for name in ("tokens", "segment_ids", "positions")}
-    for number, row in enumerate(batch.rows):
-        if row:
-            tokens = np.concatenate([np.asarray(sequences[text], np.int32) for text in row])
-            ends = np.cumsum([len(sequences[text]) for text in row])
-            for name, values in row_to_arrays(tokens, ends, batch.row_length).items():
-                arrays[name][number] = values
-    return arrays
+    empty = np.zeros(0, np.int64)
+    rows = []
+    for row in batch.rows:
+        texts = [np.asarray(sequences[text], np.int32) for text in row]
+        rows.append((np.concatenate([empty, *texts]), np.cumsum([len(text) for text in texts])))
+    return rows_to_arrays(rows, batch.row_length)
 
 
 def _rows_by_length(lengths: np.ndarray, config: ModelConfig) -> dict[int, list[list[int]]]:

@@ -43,11 +43,8 @@ def raw_records(folder):
             records += reader.read_all()
             reader.close()
             continue
-        data = shard.read_bytes()
-        _, size, rows = struct.unpack_from("<16sII", data)
-        for start in range(24, 24 + rows * size, size):
-            (length,) = struct.unpack_from("<I", data, start + 4)
-            records.append(data[start + 8 : start + 8 + length])
+        for _, length, *slot in np.load(shard).tolist():
+            records.append(np.array(slot, "<u4").tobytes()[:length])
     return records
 
 
@@ -87,22 +84,26 @@ def test_a_record_of_another_length_is_refused(change):
         corpus.decode_row(change(record))
 
 
-@given(rows(), st.integers(0, 5))
-def test_arrays_of_a_row_are_what_the_model_is_told(row, padding):
-    tokens, ends, _ = row
-    arrays = corpus.row_to_arrays(tokens % 1000, ends, len(tokens) + padding)
-    segment, position, expected = 1, 0, []
-    for i, token in enumerate((tokens % 1000).tolist()):
-        expected.append((token, segment, position))
-        position += 1
-        if i + 1 == ends[segment - 1]:
-            segment, position = segment + 1, 0
-    expected += [(0, 0, 0)] * padding
-    for name, column in zip(
-        ("tokens", "segment_ids", "positions"), zip(*expected, strict=True), strict=True
-    ):
-        assert arrays[name].dtype == np.int32
-        assert arrays[name].tolist() == list(column)
+@given(st.lists(rows(), max_size=4), st.integers(0, 5), st.integers(0, 2))
+def test_arrays_of_rows_are_what_the_model_is_told(found, padding, more):
+    row_length = max((len(tokens) for tokens, _, _ in found), default=7) + padding
+    empty = np.zeros(0, np.uint32), np.zeros(0, np.int64)
+    given_rows = [(tokens % 1000, ends) for tokens, ends, _ in found] + [empty] * more
+    arrays = corpus.rows_to_arrays(given_rows, row_length)
+    for slot, (tokens, ends) in enumerate(given_rows):
+        segment, position, expected = 1, 0, []
+        for i, token in enumerate(tokens.tolist()):
+            expected.append((token, segment, position))
+            position += 1
+            if i + 1 == ends[segment - 1]:
+                segment, position = segment + 1, 0
+        expected += [(0, 0, 0)] * (row_length - len(tokens))
+        for name, column in zip(
+            ("tokens", "segment_ids", "positions"), zip(*expected, strict=True), strict=True
+        ):
+            assert arrays[name].dtype == np.int32
+            assert arrays[name].shape == (len(found) + more, row_length)
+            assert arrays[name][slot].tolist() == list(column)
 
 
 @given(st.integers(0, 2**24 - 1), st.integers(1, 2**40 - 1))
@@ -181,7 +182,7 @@ def test_a_shard_of_another_size_is_named_before_anything_is_read(folder, damage
         rows_of(folder)
     what = (
         f"{shard.stat().st_size} bytes where the corpus has {len(whole)}: truncated or changed"
-        if shard.suffix == ".rows"
+        if shard.suffix == ".npy"
         else "shard is truncated or damaged"
     )
     assert str(caught.value) == f"{shard}: {what}; copy it again or prepare the corpus again"
@@ -219,10 +220,8 @@ def test_rows_of_another_shard_of_the_same_size_are_noticed(tmp_path):
     """Row 3 of a shard is not taken for its row 4, whatever program has moved it."""
     folder = write_corpus(tmp_path / "corpus", {"eng": 10})
     (shard,) = folder.glob("train_*")
-    data = shard.read_bytes()
-    size = (len(data) - 24) // 10
-    third, fourth = (data[24 + i * size : 24 + (i + 1) * size] for i in (3, 4))
-    shard.write_bytes(data.replace(third + fourth, fourth + third))
+    slots = np.load(shard)
+    np.save(shard, slots[[0, 1, 2, 4, 3, *range(5, 10)]])
     source = rows_of(folder)
     assert all(source[row] for row in (2, 5))
     for row in (3, 4):

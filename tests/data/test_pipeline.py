@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from tiny_corpus import identify, write_corpus
 
-from mmbert_jax.data import corpus
+from mmbert_jax.data import corpus, pipeline
 from mmbert_jax.data.pipeline import documents_of, held_out_batches, microbatches, open_data
+from mmbert_jax.data.rows import read_records
 from mmbert_jax.errors import UserError
 
 ROWS = {"deu": 300, "eng": 1500, "fao": 7, "khm": 64}
@@ -208,6 +209,50 @@ def test_corpus_without_held_out_rows(tmp_path):
     assert list(held_out_batches(data_config(tmp_path / "corpus"), 4, 3)) == []
 
 
+# --- each process reads its own rows, a batch at a time ---
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The numbers of rows that were read together, one entry a read."""
+    counts = []
+
+    def counted(wanted):
+        counts.append(len(wanted))
+        return read_records(wanted)
+
+    monkeypatch.setattr(pipeline, "read_records", counted)
+    return counts
+
+
+def test_a_process_reads_its_rows_of_a_microbatch_in_one_go(data, reads):
+    mine = [1, 4, 6]
+    batches = list(microbatches(data, MICROBATCH, ranges(0, 29), mine))
+    assert sorted(reads) == [2, 3, 3, 3]  # of the last five rows two
+    for number, whole in enumerate(microbatches(data, MICROBATCH, ranges(0, 29))):
+        for name, x in whole.items():
+            np.testing.assert_array_equal(batches[number][name], x[mine])
+
+
+def test_a_process_reads_its_held_out_rows_only(folder, reads):
+    config = data_config(folder)
+    whole = list(held_out_batches(config, 4, 3))
+    assert reads == [4, 4, 1]
+    reads.clear()
+    for (ours, names), (all_rows, all_names) in zip(
+        held_out_batches(config, 4, 3, slots=[1, 3]), whole, strict=True
+    ):
+        assert names == all_names
+        for name, x in ours.items():
+            np.testing.assert_array_equal(x, all_rows[name][[1, 3]])
+    assert reads == [2, 2, 0]
+
+
+def test_a_step_s_documents_are_read_in_one_go(data, reads):
+    documents_of(data, 16, 40)
+    assert reads == [24]
+
+
 # --- from a step to its documents ---
 
 
@@ -243,7 +288,7 @@ def test_errors_name_the_field_or_the_file(folder, tmp_path):
 
 def test_truncated_shard_is_named(tmp_path):
     folder = write_corpus(tmp_path / "corpus", ROWS, rows_per_shard=400)
-    shard = folder / "train_16-00002.rows"
+    shard = folder / "train_16-00002.npy"
     shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"train_16-00002\.rows"):
+    with pytest.raises(UserError, match=r"train_16-00002\.npy"):
         open_data(data_config(folder), 8, 0)

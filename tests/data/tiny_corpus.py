@@ -52,7 +52,7 @@ def write_corpus(
                 records.append(corpus.encode_row(tokens, [5, row_length - 2], [document, document]))
         shards = []
         for start in range(0, len(records), rows_per_shard):
-            name = f"{split}_{row_length}-{len(shards):05d}{'.arrayrecord' if old else '.rows'}"
+            name = f"{split}_{row_length}-{len(shards):05d}{'.arrayrecord' if old else '.npy'}"
             path = folder / name
             writer = ArrayRecordWriter(str(path), "group_size:1") if old else ShardWriter(path)
             for record in records[start : start + rows_per_shard]:
