@@ -11,6 +11,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # `COMPILED_AS_USERS_DO = True`; and what one process has compiled, here or in the programs that tests start, the others
 # take from it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# A module in one piece: a tenth less work, where other tests keep the other cores busy.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_parallel_codegen_split_count=1")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _compiled = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
     atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
