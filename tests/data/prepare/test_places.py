@@ -66,7 +66,7 @@ def test_a_corpus_in_a_bucket_is_replaced_on_request_alone(tmp_path, bucket):
         prepare_corpus(inputs, settings, output, 1, "second")
     prepare_corpus(inputs, settings, output, 1, "second", overwrite=True)
     names = {path.name for path in output.iterdir()}
-    assert names == {"manifest.json", "tokenizer", "train_16-00000.rows"}
+    assert names == {"manifest.json", "tokenizer", "train_16-00000.npy"}
     (output / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"holds something that is no corpus \(notes.txt\)"):
         check_output(output, overwrite=True)
