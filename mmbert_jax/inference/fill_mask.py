@@ -8,7 +8,6 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ from mmbert_jax.inference.load import Model, load, tokenise, use_compile_cache
 from mmbert_jax.inference.rows import Batch, batch_arrays, plan
 from mmbert_jax.model import heads
 from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.places import place
 
 MASK_TEXT = PIECES[MASK]
 # Masks that go through the head at once: all their logits are held, 64 MB for a vocabulary of 256,000.
@@ -163,11 +163,11 @@ def main() -> None:
     texts = parser.add_mutually_exclusive_group(required=True)
     texts.add_argument("--text", nargs="+", help="texts, each with at least one <mask>")
     texts.add_argument(
-        "--input", type=Path, help="*.jsonl, *.jsonl.gz or *.jsonl.zst; - reads standard input"
+        "--input", type=place, help="*.jsonl, *.jsonl.gz or *.jsonl.zst; - reads standard input"
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=place,
         help="with --input: JSONL, a line for every record, in their order; - writes to standard output",
     )
     parser.add_argument(
