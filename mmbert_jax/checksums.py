@@ -20,7 +20,7 @@ def announce_sums(folder: Place) -> None:
 
 def write_sums(folder: Place) -> None:
     """Writes the sums of a checkpoint of which all else is on the disk; takes the mark of `announce_sums` away."""
-    sums = _sums(folder)
+    sums = _sums(_files(folder))
     partial = folder / AWAITING_SUMS
     if not can_rename(folder):
         lines = (f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
@@ -50,26 +50,32 @@ def damage(folder: Place) -> str | None:
         if not separator or len(digest) != 64:
             return f"{path}, line {number} is not a sum and a name"
         wanted[name] = digest
-    found = _sums(folder)
-    for name in sorted(wanted.keys() | found.keys()):
-        if name not in found:
+    files = _files(folder)
+    for name in sorted(wanted.keys() | files.keys()):
+        if name not in files:
             return f"{folder / name} is missing"
         if name not in wanted:
             return f"{folder / name} is not listed in {SUMS}"
+    found = _sums(files)
+    for name in sorted(wanted):
         if found[name] != wanted[name]:
             return f"{folder / name} is not what was written (its SHA-256 differs from {SUMS})"
     return None
 
 
-def _sums(folder: Place) -> dict[str, str]:
-    """Path inside the folder -> SHA-256 in hexadecimal digits, of all files but the sums and hidden ones."""
-    names = {
-        path: str(path)[len(str(folder)) + 1 :]
+def _files(folder: Place) -> dict[str, Place]:
+    """Path inside the folder -> file, of all but the sums and hidden ones."""
+    return {
+        str(path)[len(str(folder)) + 1 :]: path
         for path in files_under(folder)
         if path.name != SUMS and not path.name.startswith(".")
     }
+
+
+def _sums(files: dict[str, Place]) -> dict[str, str]:
+    """The same names -> SHA-256 in hexadecimal digits."""
     with ThreadPoolExecutor() as pool:  # hashing gives up the interpreter's lock
-        return dict(zip(names.values(), pool.map(sha256, names), strict=True))
+        return dict(zip(files, pool.map(sha256, files.values()), strict=True))
 
 
 def sha256(path: Place) -> str:

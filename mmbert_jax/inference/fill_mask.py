@@ -65,15 +65,15 @@ def masked_sequences(
 ) -> tuple[list[list[int]], list[bool]]:
     """`tokenise`, and every text has a mask and none is cut off; `places` name the texts in messages."""
     sequences, cut = tokenise(model, texts)
-    for text, place, ids, was_cut in zip(texts, places, sequences, cut, strict=True):
+    for text, where, ids, was_cut in zip(texts, places, sequences, cut, strict=True):
         masks = text.count(MASK_TEXT)
         if not masks:
             raise UserError(
-                f"{place} has no {MASK_TEXT}; write {MASK_TEXT} where a token is to be guessed"
+                f"{where} has no {MASK_TEXT}; write {MASK_TEXT} where a token is to be guessed"
             )
         if was_cut and ids.count(MASK) < masks:
             raise UserError(
-                f"{place} has a {MASK_TEXT} beyond the {model.max_length} tokens that are read; shorten it"
+                f"{where} has a {MASK_TEXT} beyond the {model.max_length} tokens that are read; shorten it"
             )
     return sequences, cut
 
