@@ -13,10 +13,8 @@ import contextlib
 import json
 import logging
 import math
-import shutil
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,9 +25,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mmbert_jax import run_lock
 from mmbert_jax.checksums import announce_sums, damage, write_sums
 from mmbert_jax.errors import UserError, brief
-from mmbert_jax.files import atomic_folder
+from mmbert_jax.files import atomic_folder, move_folder, remove_folder
+from mmbert_jax.orbax_stores import let_orbax_reach_stores
 from mmbert_jax.parallel.processes import fail, peer_is_lost, together
-from mmbert_jax.run import AWAITING_SUMS, checkpoint, checkpoints, complete_steps, locate
+from mmbert_jax.places import Place, absolute, can_rename, place
+from mmbert_jax.run import AWAITING_SUMS, SUMS, checkpoint, checkpoints, complete_steps, locate
 
 # What fails in orbax's threads is raised here, too, and reported once; orbax logs it with a traceback for each thread,
 # and asyncio for each of orbax's tasks that nobody waits for any more.
@@ -42,19 +42,21 @@ logging.getLogger("asyncio").addFilter(
     )
 )
 
+let_orbax_reach_stores()
+
 Meta = dict[str, Any]
 Tree = dict[str, Any]
 
 
-def clear(run: Path) -> None:
+def clear(run: Place) -> None:
     """Removes what a killed save left behind."""
     for leftover in _partial_saves(checkpoints(run)):
         print(f"removing {leftover}: a save that was killed before it was complete", flush=True)
-        shutil.rmtree(leftover)
+        remove_folder(leftover, AWAITING_SUMS)
 
 
 def open_manager(
-    run: Path, keep: int, keep_every: int = 0, timeout_seconds: float = 3600
+    run: Place, keep: int, keep_every: int = 0, timeout_seconds: float = 3600
 ) -> ocp.CheckpointManager:
     """Opens a run's checkpoints, after `clear`.
 
@@ -64,20 +66,20 @@ def open_manager(
       timeout_seconds: that the parts of a save, which are written by several processes, wait for each other.
     """
     together("opening the checkpoints")
-    folder = checkpoints(run.absolute())
+    folder = checkpoints(absolute(run))
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep,
-        keep_period=keep_every or None,
         enable_async_checkpointing=True,
         async_options=ocp.AsyncOptions(
             timeout_secs=math.ceil(timeout_seconds), barrier_sync_fn=_barrier(folder)
         ),
-        temporary_path_class=_SummedCheckpoint,
+        temporary_path_class=_renamed(keep, keep_every)
+        if can_rename(folder)
+        else _in_place(keep, keep_every),
     )
     return ocp.CheckpointManager(folder, options=options)
 
 
-def _barrier(folder: Path) -> ocp.multihost.BarrierSyncFn:
+def _barrier(folder: Place) -> ocp.multihost.BarrierSyncFn:
     """Where orbax's threads wait for those of the other processes.
 
     A save that fails in one process comes here, too, with its error on the way: orbax raises it when all have come, but
@@ -93,28 +95,69 @@ def _barrier(folder: Path) -> ocp.multihost.BarrierSyncFn:
     return wait_or_fail
 
 
-def _partial_saves(folder: Path) -> list[Path]:
-    unsummed = (
-        path for path in folder.glob("*") if path.name.isdigit() and (path / AWAITING_SUMS).exists()
+def _partial_saves(folder: Place) -> list[Place]:
+    if not folder.is_dir():
+        return []
+    complete = {str(step) for step in complete_steps(folder.parent)}
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if ocp.utils.TMP_DIR_SUFFIX in path.name
+        or (path.name.isdigit() and path.name not in complete)
     )
-    return [*folder.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"), *unsummed]
 
 
-class _SummedCheckpoint(ocp.path.atomicity.AtomicRenameTemporaryPath):
+def _remove_old(folder: Place, keep: int, keep_every: int) -> None:
+    """Removes the checkpoints that are not kept: orbax would not see to it that a half removed one is known as such."""
+    for step in complete_steps(folder.parent)[keep:]:
+        if not keep_every or step % keep_every:
+            remove_folder(folder / str(step), AWAITING_SUMS)
+
+
+def _renamed(keep: int, keep_every: int) -> type[ocp.path.atomicity.AtomicRenameTemporaryPath]:
     """A folder that takes its final name when all its files are written, and then gets its sums.
 
     Orbax writes its last file and renames in one call, so the sums come after it; older checkpoints go only afterwards.
     A save that is killed between the two leaves the mark of `announce_sums`, and counts as one that was never complete.
     """
 
-    async def finalize(self) -> None:
-        folder = Path(self.get_final())
-        if not folder.name.isdigit():  # one of a checkpoint's items
-            return await super().finalize()
-        await asyncio.to_thread(run_lock.check)
-        await asyncio.to_thread(announce_sums, Path(self.get()))
-        await super().finalize()
-        await asyncio.to_thread(write_sums, folder)
+    class Renamed(ocp.path.atomicity.AtomicRenameTemporaryPath):
+        async def finalize(self) -> None:
+            folder = place(self.get_final())
+            if not folder.name.isdigit():  # one of a checkpoint's items
+                return await super().finalize()
+            await asyncio.to_thread(run_lock.check)
+            await asyncio.to_thread(announce_sums, place(self.get()))
+            await super().finalize()
+            await asyncio.to_thread(write_sums, folder)
+            await asyncio.to_thread(_remove_old, folder.parent, keep, keep_every)
+
+    return Renamed
+
+
+def _in_place(keep: int, keep_every: int) -> type[ocp.path.atomicity.CommitFileTemporaryPath]:
+    """The same where nothing is renamed: a folder of a bucket, whose last objects are orbax's mark and the sums.
+
+    Until they are there, the mark of `announce_sums` is; what is killed before has either that mark or none of them.
+    """
+
+    class InPlace(ocp.path.atomicity.CommitFileTemporaryPath):
+        async def create(self) -> Place:
+            created = await super().create()
+            if self.get_final().name.isdigit():
+                await asyncio.to_thread(announce_sums, place(self.get_final()))
+            return created
+
+        async def finalize(self) -> None:
+            folder = place(self.get_final())
+            if not folder.name.isdigit():
+                return await super().finalize()
+            await asyncio.to_thread(run_lock.check)
+            await super().finalize()
+            await asyncio.to_thread(write_sums, folder)
+            await asyncio.to_thread(_remove_old, folder.parent, keep, keep_every)
+
+    return InPlace
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Tree, meta: Meta) -> None:
@@ -158,7 +201,7 @@ def _saying_where(manager: ocp.CheckpointManager) -> Iterator[None]:
         raise _failed(manager.directory, error) from error
 
 
-def _failed(folder: Path, error: Exception) -> UserError:
+def _failed(folder: Place, error: Exception) -> UserError:
     reason = brief(error)
     return UserError(
         f"saving to {folder} failed: {reason}. Checkpoints that were complete are as they were; see to the disk, then"
@@ -166,7 +209,7 @@ def _failed(folder: Path, error: Exception) -> UserError:
     )
 
 
-def newest_intact(run: Path) -> int | None:
+def newest_intact(run: Place) -> int | None:
     """The step of a run's newest undamaged checkpoint; None where there is none.
 
     A damaged one is named and set aside, and the one before it is tried.
@@ -184,14 +227,14 @@ def newest_intact(run: Path) -> int | None:
     return newest
 
 
-def _intact(folder: Path) -> bool:
+def _intact(folder: Place) -> bool:
     """Checks a checkpoint's sums; names one that is damaged and sets it aside."""
     found = damage(folder)
     if found:
         aside = folder.with_name(f"damaged-{folder.name}")
         if aside.exists():
-            shutil.rmtree(aside)
-        folder.rename(aside)
+            remove_folder(aside, AWAITING_SUMS)
+        move_folder(folder, aside, AWAITING_SUMS)
         print(
             f"warning: checkpoint {folder} is damaged: {found}. It is now {aside.name}; trying the one before",
             flush=True,
@@ -199,12 +242,12 @@ def _intact(folder: Path) -> bool:
     return not found
 
 
-def restore(folder: Path, abstract: Tree) -> tuple[Tree, Meta]:
+def restore(folder: Place, abstract: Tree) -> tuple[Tree, Meta]:
     """A checkpoint that was found undamaged, laid out as `abstract` says."""
-    return _restore(folder.absolute(), abstract), _read_meta(folder)
+    return _restore(absolute(folder), abstract), _read_meta(folder)
 
 
-def check_fits(path: str | Path, params: Tree) -> Meta:
+def check_fits(path: str | Place, params: Tree) -> Meta:
     """Checks that a checkpoint holds parameters of these shapes; returns its meta.
 
     Raises:
@@ -216,7 +259,7 @@ def check_fits(path: str | Path, params: Tree) -> Meta:
     return _read_meta(folder)
 
 
-def restore_for_phase(path: str | Path, abstract: Tree) -> tuple[Tree, Meta]:
+def restore_for_phase(path: str | Place, abstract: Tree) -> tuple[Tree, Meta]:
     """What a new phase starts from: parameters, and the optimiser's state where the checkpoint has one.
 
     Args:
@@ -228,7 +271,7 @@ def restore_for_phase(path: str | Path, abstract: Tree) -> tuple[Tree, Meta]:
     )
 
 
-def restore_params(path: str | Path) -> tuple[Tree, Meta]:
+def restore_params(path: str | Place) -> tuple[Tree, Meta]:
     """Parameters as a nested dict of float32 NumPy arrays, and the checkpoint's meta.
 
     Args:
@@ -247,7 +290,7 @@ def restore_params(path: str | Path) -> tuple[Tree, Meta]:
 
 
 def open_params(
-    path: str | Path,
+    path: str | Place,
 ) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray], Meta]:
     """A checkpoint's parameters, to be read one at a time.
 
@@ -272,46 +315,46 @@ def open_params(
     return {name: x.shape for name, x in stored.items()}, read, _read_meta(folder)
 
 
-def read_meta(path: str | Path) -> Meta:
+def read_meta(path: str | Place) -> Meta:
     """The meta of a run folder's newest checkpoint, or of one checkpoint."""
     return _read_meta(locate(path))
 
 
-def save_params(path: str | Path, params: Tree, meta: Meta) -> None:
+def save_params(path: str | Place, params: Tree, meta: Meta) -> None:
     """Writes a run folder with one checkpoint, at `meta["step"]`, without an optimiser's state; whole, or not at all.
 
     Raises:
       UserError: the folder holds something already, or could not be written.
     """
-    with atomic_folder(path) as run, open_manager(run, keep=1) as manager:
+    with atomic_folder(path, last=SUMS) as run, open_manager(run, keep=1) as manager:
         save(manager, meta["step"], {"params": params}, meta)
         with _saying_where(manager):
             manager.wait_until_finished()
 
 
-def _stored(folder: Path) -> Tree:
+def _stored(folder: Place) -> Tree:
     """Shapes and dtypes of a checkpoint's parameters."""
     return ocp.StandardCheckpointHandler().metadata(folder / "params").tree
 
 
-def _restore(folder: Path, abstract: Tree) -> Tree:
+def _restore(folder: Place, abstract: Tree) -> Tree:
     together("restoring a checkpoint")
     with ocp.StandardCheckpointer() as checkpointer:
         return {name: checkpointer.restore(folder / name, tree) for name, tree in abstract.items()}
 
 
-def _check_sums(folder: Path) -> None:
+def _check_sums(folder: Place) -> None:
     if found := damage(folder):
         raise UserError(
             f"checkpoint {folder} is damaged: {found}. Copy it again, or name another one"
         )
 
 
-def _read_meta(folder: Path) -> Meta:
+def _read_meta(folder: Place) -> Meta:
     return json.loads((folder / "meta" / "metadata").read_bytes())
 
 
-def _check_shapes(folder: Path, wanted: Tree) -> None:
+def _check_shapes(folder: Place, wanted: Tree) -> None:
     def shapes(tree):
         return {
             jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(tree)

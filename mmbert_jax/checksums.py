@@ -7,20 +7,26 @@ so `sha256sum --check SHA256SUMS` inside a checkpoint does the same check.
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
+from mmbert_jax.files import write_text
+from mmbert_jax.places import Place, can_rename, files_under
 from mmbert_jax.run import AWAITING_SUMS, SUMS
 
 
-def announce_sums(folder: Path) -> None:
+def announce_sums(folder: Place) -> None:
     """Marks a checkpoint as one that has no sums yet, so that a killed save does not look like damage."""
-    (folder / AWAITING_SUMS).touch()
+    (folder / AWAITING_SUMS).write_bytes(b"")
 
 
-def write_sums(folder: Path) -> None:
+def write_sums(folder: Place) -> None:
     """Writes the sums of a checkpoint of which all else is on the disk; takes the mark of `announce_sums` away."""
-    sums = _sums(folder)
+    sums = _sums(_files(folder))
     partial = folder / AWAITING_SUMS
+    if not can_rename(folder):
+        lines = (f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+        write_text(folder / SUMS, "".join(lines))
+        partial.unlink()
+        return
     with partial.open("w", encoding="utf-8") as file:
         file.writelines(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
         file.flush()
@@ -28,7 +34,7 @@ def write_sums(folder: Path) -> None:
     partial.replace(folder / SUMS)
 
 
-def damage(folder: Path) -> str | None:
+def damage(folder: Place) -> str | None:
     """What is wrong with a checkpoint, naming the file; None where every file is as it was written.
 
     Hidden files, which file managers and copying programs leave behind, do not count.
@@ -44,35 +50,35 @@ def damage(folder: Path) -> str | None:
         if not separator or len(digest) != 64:
             return f"{path}, line {number} is not a sum and a name"
         wanted[name] = digest
-    found = _sums(folder)
-    for name in sorted(wanted.keys() | found.keys()):
-        if name not in found:
+    files = _files(folder)
+    for name in sorted(wanted.keys() | files.keys()):
+        if name not in files:
             return f"{folder / name} is missing"
         if name not in wanted:
             return f"{folder / name} is not listed in {SUMS}"
+    found = _sums(files)
+    for name in sorted(wanted):
         if found[name] != wanted[name]:
             return f"{folder / name} is not what was written (its SHA-256 differs from {SUMS})"
     return None
 
 
-def _sums(folder: Path) -> dict[str, str]:
-    """Path inside the folder -> SHA-256 in hexadecimal digits, of all files but the sums and hidden ones."""
-    files = [
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != SUMS and not path.name.startswith(".")
-    ]
+def _files(folder: Place) -> dict[str, Place]:
+    """Path inside the folder -> file, of all but the sums and hidden ones."""
+    return {
+        str(path)[len(str(folder)) + 1 :]: path
+        for path in files_under(folder)
+        if path.name != SUMS and not path.name.startswith(".")
+    }
+
+
+def _sums(files: dict[str, Place]) -> dict[str, str]:
+    """The same names -> SHA-256 in hexadecimal digits."""
     with ThreadPoolExecutor() as pool:  # hashing gives up the interpreter's lock
-        return dict(
-            zip(
-                (path.relative_to(folder).as_posix() for path in files),
-                pool.map(sha256, files),
-                strict=True,
-            )
-        )
+        return dict(zip(files, pool.map(sha256, files.values()), strict=True))
 
 
-def sha256(path: Path) -> str:
+def sha256(path: Place) -> str:
     """A file's SHA-256 in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

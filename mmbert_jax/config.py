@@ -8,13 +8,13 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import write_text
+from mmbert_jax.places import Place, place
 from mmbert_jax.run import CONFIG, is_free, read_config
 
 
@@ -162,7 +162,7 @@ OPEN_SECTIONS = ("data.sources", "eval.groups")
 _OF_THE_RUN = ("data.mixture_tokens", "train.batch_warmup_stage_rows")
 
 
-def complete(config: ConfigDict, run: Path | None = None) -> ConfigDict:
+def complete(config: ConfigDict, run: Place | None = None) -> ConfigDict:
     """A copy in which every field that was left out has its default.
 
     Args:
@@ -205,6 +205,8 @@ def validate(config: ConfigDict) -> None:
             _check(name, given[name], field)
         elif not callable(field.default):  # its default waits for a field that is missing, too
             raise UserError(f"config.{name} is missing: it must be {field.rule}")
+    for path in (config.workdir, config.init_from, config.data.corpus):
+        place(path)  # refuses what nothing here can read or write
     _check_sources(config)
     _check_groups(config)
     _check_together(config)
@@ -252,7 +254,7 @@ def decisive_fields(config: ConfigDict) -> dict[str, Any]:
     }
 
 
-def check_run(config: ConfigDict, run: Path) -> list[str]:
+def check_run(config: ConfigDict, run: Place) -> list[str]:
     """Checks that a folder is free, or belongs to the same run.
 
     Args:
@@ -295,7 +297,7 @@ def _may_be_extended(old: ConfigDict, new: ConfigDict) -> bool:
     return new.optimizer.schedule == "stable" and new.train.tokens > old.train.tokens
 
 
-def claim_run(config: ConfigDict, run: Path) -> list[str]:
+def claim_run(config: ConfigDict, run: Place) -> list[str]:
     """Makes the run folder and writes its config.json, after `check_run`, whose lines it returns."""
     lines = check_run(config, run)
     run.mkdir(parents=True, exist_ok=True)

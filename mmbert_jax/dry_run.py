@@ -19,16 +19,18 @@ from mmbert_jax.data.mixture import describe
 from mmbert_jax.data.pipeline import PhaseData, held_out_batches
 from mmbert_jax.data.tokenizer_identity import is_recorded, short
 from mmbert_jax.errors import UserError
+from mmbert_jax.files import check_access
 from mmbert_jax.metrics import data_size, si
 from mmbert_jax.optim.schedules import phase_rows, phase_steps
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.sharding import local_rows
+from mmbert_jax.places import Place, absolute, can_rename
 from mmbert_jax.run import checkpoint as checkpoint_folder
 from mmbert_jax.run import complete_steps
 from mmbert_jax.step import abstract_state, compile_train_step
 
 
-def dry_run(config: ConfigDict, workdir: Path) -> bool:
+def dry_run(config: ConfigDict, workdir: Place) -> bool:
     """Checks everything that a run needs, prints each check and its seconds, and writes nothing.
 
     Checks go on after one that fails, as far as they do not need what it did not find.
@@ -108,7 +110,7 @@ def _tokenizer(config: ConfigDict, data: PhaseData) -> tuple[bool, str]:
     return True, f"{files[0]}, {data.tokenizer['vocab_size']} entries"
 
 
-def _same_data(config: ConfigDict, data: PhaseData, workdir: Path) -> tuple[int, str]:
+def _same_data(config: ConfigDict, data: PhaseData, workdir: Place) -> tuple[int, str]:
     return check_resume(config, data, workdir)
 
 
@@ -122,7 +124,7 @@ def _held_out(config: ConfigDict) -> tuple[bool, str]:
     return True, f"{len(languages)} languages"
 
 
-def _run(config: ConfigDict, workdir: Path) -> tuple[Path | None, str]:
+def _run(config: ConfigDict, workdir: Place) -> tuple[Place | None, str]:
     for line in check_run(config, workdir):
         print(line)
     steps = complete_steps(workdir)
@@ -136,7 +138,7 @@ def _run(config: ConfigDict, workdir: Path) -> tuple[Path | None, str]:
     return newest, f"{workdir} would be resumed at step {newest.name}"
 
 
-def _lock(workdir: Path) -> tuple[bool, str]:
+def _lock(workdir: Place) -> tuple[bool, str]:
     if who := run_lock.holder(workdir):
         raise UserError(
             f"{workdir} is in use by {who}: wait for its end, or choose another --workdir"
@@ -145,7 +147,7 @@ def _lock(workdir: Path) -> tuple[bool, str]:
 
 
 def _start(
-    config: ConfigDict, data: PhaseData, mesh: jax.sharding.Mesh, newest: Path | None
+    config: ConfigDict, data: PhaseData, mesh: jax.sharding.Mesh, newest: Place | None
 ) -> tuple[bool, str]:
     abstract = abstract_state(config, mesh)
     if newest:
@@ -157,13 +159,21 @@ def _start(
     return True, config.init_from
 
 
-def _disk(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Path) -> tuple[bool, str]:
+def _disk(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Place) -> tuple[bool, str]:
     """Room for the checkpoints that are kept and the one that is being written."""
     kept, forever = config.checkpoint.keep + 1, config.checkpoint.keep_every_steps
     if forever:
         kept += phase_steps(config.train, config.data.row_length) // forever
     one = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract_state(config, mesh)))
-    folder = workdir.absolute()
+    if not can_rename(workdir):
+        began = time.perf_counter()
+        check_access(workdir)
+        return (
+            True,
+            f"an object was written to {workdir} and removed in {time.perf_counter() - began:.2f} s; checkpoints of"
+            f" {data_size(one)}, {kept} at a time",
+        )
+    folder = absolute(workdir)
     used = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     while not folder.exists():
         folder = folder.parent

@@ -14,7 +14,11 @@ STANDARD_OUTPUT = "standard output"
 USAGE, INTERRUPTED, READER_HAS_LEFT = 2, 128 + 2, 128 + 13
 
 # Packages whose own exceptions are about files: what is in them, or that they cannot be read or written.
-_ABOUT_FILES = {"orbax", "safetensors", "tensorstore", "tokenizers", "zlib", "zstandard"}
+_ABOUT_FILES = {
+    *("orbax", "safetensors", "tensorstore", "tokenizers", "zlib", "zstandard"),
+    # Those that speak to object stores.
+    *("aiohttp", "botocore", "gcsfs", "google", "s3fs"),
+}
 
 _MAKE_ROOM = "make room, then run the same command again"
 _ELSEWHERE = "see to what may be done there, or choose another place"
@@ -77,12 +81,15 @@ def explain(error: BaseException) -> str | None:
         return _explain_os_error(error)
     if isinstance(error, MemoryError):
         return "out of memory"
+    return brief(error) if about_files(error) else None
+
+
+def about_files(error: BaseException) -> bool:
+    """Whether a package's own exception is about a file or an object."""
     packages = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
     # `tokenizers` raises bare Exception, and tensorstore ValueErrors that say where in its sources they come from.
     theirs = type(error) is Exception or (type(error) is ValueError and "tensorstore" in str(error))
-    if theirs or packages & _ABOUT_FILES:
-        return brief(error)
-    return None
+    return theirs or bool(packages & _ABOUT_FILES)
 
 
 def brief(error: BaseException) -> str:

@@ -2,7 +2,7 @@
 
 What a program makes takes its name when it is whole and on the disk, so that a killed program, a full disk or a power
 cut leaves what was there before. Until then it has a hidden name beside its own, which the next program that makes the
-same thing takes over or clears away.
+same thing takes over or clears away. What belongs into a bucket is made on this machine and then uploaded, see buckets.
 """
 
 import contextlib
@@ -12,22 +12,22 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import fsspec
-
-from mmbert_jax.errors import UserError
-from mmbert_jax.places import Place, is_remote, place
+from mmbert_jax import buckets
+from mmbert_jax.errors import UserError, about_files, brief
+from mmbert_jax.places import Place, can_rename, files_under, is_remote, place
 
 # --- files ---
 
 
 @contextlib.contextmanager
-def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO]:
+def atomic_file(path: str | Place, mode: str = "w") -> Iterator[IO]:
     """A file that takes its name when all is written; what fails or is interrupted leaves the old one as it was.
 
     As with `open`, a link is followed, a file that was there keeps its permissions and a new one gets those of the
@@ -39,8 +39,15 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO]:
     Raises:
       OSError: names `path`.
     """
-    path = Path(path)
+    path = place(path)
     encoding = None if "b" in mode else "utf-8"
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder, naming(path):
+            local = Path(folder) / path.name
+            with local.open(mode, encoding=encoding) as file:
+                yield file
+            buckets.upload(local, path)
+        return
     if path.exists() and not path.is_file() and not path.is_dir():
         with naming(path), path.open(mode, encoding=encoding) as file:
             yield file
@@ -65,51 +72,27 @@ def atomic_file(path: str | Path, mode: str = "w") -> Iterator[IO]:
         raise
 
 
-def write_text(path: str | Path, text: str) -> None:
+def write_text(path: str | Place, text: str) -> None:
     with atomic_file(path) as file:
         file.write(text)
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Place, value: Any) -> None:
     """Writes a value for people and programs to read; see `to_json`."""
     write_text(path, to_json(value, indent=1) + "\n")
 
 
-def check_file(path: str | Path) -> None:
+def check_file(path: str | Place) -> None:
     """Raises a `UserError` where a file cannot be written: to be asked before the work, not after it."""
-    path = Path(path)
+    path = place(path)
     if path.is_dir():
         raise UserError(f"{path}: is a folder; name a file")
+    if is_remote(path):
+        return check_access(path.parent)
     parent = path.absolute().parent
     if not parent.is_dir():
         raise UserError(f"{path}: the folder {parent} does not exist")
-    _check_access(parent)
-
-
-class JsonLines:
-    """A file of JSON objects, one a line, that grows; it is whole after every line, whatever ends the process.
-
-    Not through a buffer: what a full disk refuses is reported once, and not again when the file is closed.
-    """
-
-    def __init__(self, path: Path):
-        """Opens the file, new or to go on with; a line that a killed process has left half written is cut off."""
-        self._path = path
-        with naming(path):
-            self._descriptor = os.open(
-                path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666
-            )
-            lines = path.read_bytes().splitlines(keepends=True)
-            while lines and not _is_record(lines[-1]):
-                lines.pop()
-            os.ftruncate(self._descriptor, sum(map(len, lines)))
-
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Raises an OSError that names the file where it cannot be written; it is then as it was before."""
-        write_whole(self._descriptor, (to_json(record) + "\n").encode(), self._path)
-
-    def close(self) -> None:
-        os.close(self._descriptor)
+    check_access(parent)
 
 
 def write_whole(descriptor: int, data: bytes, path: Path) -> None:
@@ -134,22 +117,24 @@ def atomic_folder(
 ) -> Iterator[Path]:
     """A hidden folder beside `path` that takes its name when the block ends well, and is gone otherwise.
 
-    Every file is on the disk before that, since some disks tell only then that they are full. In a bucket, where
-    nothing can be renamed, the folder is a temporary local one, whose files are copied when the block ends well.
+    Every file is on the disk before that, since some disks tell only then that they are full. For a bucket it is a
+    folder on this machine, uploaded when the block ends well; see `buckets.upload_folder` for what is left of an upload
+    that is killed, which the same program may do again.
 
     Args:
       replace: takes the place of a folder that is there; the caller has seen to it that it may.
-      last: the file without which the folder is none; in a bucket it is removed first and copied last.
+      last: name of the files without which none takes the folder for a whole one.
 
     Raises:
       UserError: see `check_folder`.
       OSError: names `path`.
     """
     check_folder(path, replace)
-    if is_remote(path):
-        with tempfile.TemporaryDirectory(prefix="mmbert_jax-") as local:
-            yield Path(local)
-            _copy_to_bucket(Path(local), place(path), last)
+    if is_remote(place(path)):
+        with hidden_folder(path) as partial:
+            yield partial
+            with naming(path, partial):
+                buckets.upload_folder(partial, place(path), last)
         return
     target = Path(os.path.realpath(path))
     with hidden_folder(path) as partial:
@@ -163,15 +148,22 @@ def atomic_folder(
 
 
 @contextlib.contextmanager
-def hidden_folder(path: str | Path) -> Iterator[Path]:
-    """A folder to work in, beside `path` and hidden; it is gone after the block.
+def hidden_folder(path: str | Place) -> Iterator[Path]:
+    """A folder to work in, beside `path` and hidden, or for a bucket elsewhere on this machine; gone after the block.
 
     What killed programs have left of theirs goes first; one that is still at work holds a lock.
 
     Raises:
       OSError: names `path`.
     """
-    target = Path(os.path.realpath(path))
+    if is_remote(place(path)):
+        with (
+            tempfile.TemporaryDirectory(prefix="mmbert-jax-") as folder,
+            naming(path, Path(folder)),
+        ):
+            yield Path(folder)
+        return
+    target = Path(os.path.realpath(place(path)))
     target.parent.mkdir(parents=True, exist_ok=True)
     _clear(target)
     try:
@@ -188,15 +180,64 @@ def hidden_folder(path: str | Path) -> Iterator[Path]:
             os.close(lock)
 
 
+@contextlib.contextmanager
+def local_copy(path: Place) -> Iterator[Path]:
+    """A folder on this machine that holds what `path` does, for libraries that read nothing else; gone afterwards."""
+    if not is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="mmbert-jax-") as folder:
+        with naming(path):
+            buckets.download_folder(path, Path(folder))
+        yield Path(folder)
+
+
+@contextlib.contextmanager
+def folder_on_disk(path: Place) -> Iterator[Path]:
+    """A folder to write into; what belongs into a bucket is added to what is there when the block ends."""
+    if not is_remote(path):
+        yield path
+        return
+    with hidden_folder(path) as folder:
+        yield folder
+        for file in files_under(folder):
+            buckets.upload(file, path / file.relative_to(folder).as_posix())
+
+
+def move_folder(path: Place, target: Place, mark: str) -> None:
+    """Gives a folder another name.
+
+    In a bucket every object is copied before any is removed, and `mark` is put into the old folder in between: one that
+    bears it counts for nothing, whoever is killed in the midst of it.
+    """
+    if can_rename(path):
+        path.rename(target)
+        return
+    with naming(path):
+        buckets.copy_folder(path, target)
+    remove_folder(path, mark)
+
+
+def remove_folder(path: Place, mark: str) -> None:
+    """Removes a folder; until all of it is gone there is an empty file `mark` in it, which goes last in a bucket."""
+    with naming(path):
+        (path / mark).write_bytes(b"")
+        if can_rename(path):
+            shutil.rmtree(path)
+            return
+        buckets.remove(file for file in files_under(path) if file.name != mark)
+        (path / mark).unlink()
+
+
 def check_folder(path: str | Place, replace: bool = False) -> None:
     """Raises a `UserError` where `atomic_folder` cannot make this folder: to be asked before the work, not after it."""
     path = place(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file; name a folder")
-    if not replace and path.is_dir() and any(path.iterdir()):
+    if not (replace or is_left_of_upload(path)) and path.is_dir() and any(path.iterdir()):
         raise UserError(f"{path} is not empty: choose another output folder, or remove it first")
     if is_remote(path):
-        return
+        return check_access(path)
     if os.path.ismount(os.path.realpath(path)):
         raise UserError(
             f"{path} is the root of a disk, which cannot be renamed: name a folder in it"
@@ -204,7 +245,12 @@ def check_folder(path: str | Place, replace: bool = False) -> None:
     parent = Path(os.path.realpath(path)).parent
     while not parent.exists():
         parent = parent.parent
-    _check_access(parent)
+    check_access(parent)
+
+
+def is_left_of_upload(path: Place) -> bool:
+    """Whether an upload into this folder was killed; what is there may be written anew."""
+    return is_remote(path) and (path / buckets.UPLOADING).exists()
 
 
 def visible(folder: Place) -> list[Place]:
@@ -216,8 +262,12 @@ def visible(folder: Place) -> list[Place]:
 
 
 @contextlib.contextmanager
-def naming(path: str | Path, partial: Path | None = None) -> Iterator[None]:
-    """Errors that arise within name `path`: those that name nothing, and those that name `partial`, its hidden twin."""
+def naming(path: str | Place, partial: Path | None = None) -> Iterator[None]:
+    """Errors that arise within name `path`: those that name nothing, and those that name `partial`, its hidden twin.
+
+    Raises:
+      UserError: the store of an object does not answer, or refuses.
+    """
 
     def named(text: Any) -> Any:
         return text.replace(str(partial), str(path)) if isinstance(text, str) and partial else text
@@ -225,6 +275,8 @@ def naming(path: str | Path, partial: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if is_remote(path) and not (isinstance(error, FileNotFoundError) or error.filename):
+            raise UserError(f"{path}: {brief(error)}") from error
         if error.errno is not None and error.filename is None:
             error.filename = str(path)
         elif error.errno is not None and named(error.filename) != error.filename:
@@ -234,6 +286,10 @@ def naming(path: str | Path, partial: Path | None = None) -> Iterator[None]:
         raise
     except UserError as error:
         error.args = tuple(map(named, error.args))
+        raise
+    except Exception as error:
+        if is_remote(path) and about_files(error):
+            raise UserError(f"{path}: {brief(error)}") from error
         raise
 
 
@@ -253,7 +309,7 @@ def try_lock(file: int | IO) -> bool | None:
     return True
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Place) -> Any:
     """The value that a JSON file holds.
 
     Raises:
@@ -296,13 +352,6 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return _plain(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _is_record(line: bytes) -> bool:
-    try:
-        return line.endswith(b"\n") and isinstance(json.loads(line), dict)
-    except ValueError:  # also bytes that are no UTF-8
-        return False
 
 
 def _beside(path: Path) -> Path:
@@ -350,20 +399,6 @@ def _clear(target: Path) -> None:
         os.close(descriptor)
 
 
-def _copy_to_bucket(local: Path, target: Place, last: str | None) -> None:
-    system, root = fsspec.core.url_to_fs(str(target))
-    old = {name.removeprefix(f"{root}/") for name in system.find(root)}
-    new = {str(path.relative_to(local)) for path in local.rglob("*") if path.is_file()}
-    if last in old:
-        system.rm_file(f"{root}/{last}")
-    for name in sorted(new - {last}):
-        system.put_file(str(local / name), f"{root}/{name}")
-    for name in sorted(old - new - {last}):
-        system.rm_file(f"{root}/{name}")
-    if last in new:
-        system.put_file(str(local / last), f"{root}/{last}")
-
-
 def _publish(partial: Path, target: Path) -> None:
     if not (target.is_dir() and any(target.iterdir())):
         partial.rename(target)
@@ -378,7 +413,14 @@ def _publish(partial: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_access(folder: Path) -> None:
+def check_access(folder: Place) -> None:
+    """Raises a `UserError` where nothing can be written into a folder; in a bucket it writes an object to see that."""
+    if is_remote(folder):
+        probe = folder / f".probe-{secrets.token_hex(8)}"
+        with naming(folder):
+            buckets.write(probe, b"")
+            probe.unlink()
+        return
     if not os.access(folder, os.W_OK | os.X_OK):
         read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
         reason = os.strerror(errno.EROFS if read_only else errno.EACCES)

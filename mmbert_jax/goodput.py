@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from mmbert_jax.errors import UserError
-from mmbert_jax.files import JsonLines
+from mmbert_jax.growing import JsonLines
+from mmbert_jax.places import Place
 from mmbert_jax.run import TIMELINE
 
 # What a second of wall time can be. The first is the good one.
@@ -67,7 +68,7 @@ class Timeline:
         self._booked = now
         return seconds
 
-    def open(self, run: Path, step: int) -> None:
+    def open(self, run: Place, step: int) -> None:
         """Writes the record of a start at `step` into a run folder, and records from then on.
 
         An OSError, here and in `record`, names the file.
@@ -78,6 +79,11 @@ class Timeline:
     def record(self, step: int) -> None:
         """Writes down all that was booked since the last record; `step` steps are done."""
         self._write("progress", step)
+
+    def flush(self) -> None:
+        """See `GrowingFile.flush`."""
+        if self._file:
+            self._file.flush()
 
     def lap(self) -> tuple[float, float]:
         """Seconds of training (steps and waiting for data) since the last lap, and the share of them spent waiting."""
@@ -135,7 +141,7 @@ class Goodput:
         return self.seconds["step"] / self.wall if self.wall else 0.0
 
 
-def read_timeline(run: Path) -> list[Record]:
+def read_timeline(run: Place) -> list[Record]:
     """The records of a run, oldest first, without a last line that is only half written.
 
     Raises:
@@ -212,7 +218,7 @@ def describe_goodput(result: Goodput) -> str:
     )
 
 
-def summary(run: Path) -> str:
+def summary(run: Place) -> str:
     """The line for the end of a run; what is wrong with the file, where something is: no reason for a run to fail."""
     try:
         return describe_goodput(goodput(read_timeline(run)))

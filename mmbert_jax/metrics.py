@@ -7,11 +7,12 @@ import struct
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from mmbert_jax.errors import UserError
-from mmbert_jax.files import JsonLines, atomic_file, nan_for_null, to_json, write_whole
+from mmbert_jax.files import atomic_file, nan_for_null, to_json
+from mmbert_jax.growing import GrowingFile, JsonLines
+from mmbert_jax.places import Place
 from mmbert_jax.run import METRICS, METRICS_SET_ASIDE
 
 # tensorboardX imports torch where that is installed, for types that are never given to it here: seconds at each start,
@@ -34,7 +35,7 @@ class MetricsWriter:
     they are set aside, see `set_aside`. A half-written last line is dropped.
     """
 
-    def __init__(self, run: Path, step: int):
+    def __init__(self, run: Place, step: int):
         set_aside(run, step, "lost: the process ended before these steps were saved")
         self._lines = JsonLines(run / METRICS)
         self._events = _EventFile(run, purge_step=step + 1)
@@ -52,6 +53,11 @@ class MetricsWriter:
         scalars = ((name, x) for name, x in _scalars(record) if name not in ("step", "tokens"))
         self._events.write(record["step"], dict(scalars))
 
+    def flush(self) -> None:
+        """To be called before a checkpoint is written: what it says is then there, whatever ends the process."""
+        self._lines.flush()
+        self._events.flush()
+
     def close(self) -> None:
         self._lines.close()
         self._events.close()
@@ -63,11 +69,11 @@ class _EventFile:
     Not tensorboardX's own writer: its thread dies on a full disk without a word, and then holds up the run for ever.
     """
 
-    def __init__(self, run: Path, purge_step: int):
+    def __init__(self, run: Place, purge_step: int):
         """TensorBoard discards what older files say of steps from `purge_step` on."""
         now = int(time.time())
-        self._path = run / f"events.out.tfevents.{now}.{socket.gethostname()}.{os.getpid()}"
-        self._file = self._path.open("ab", buffering=0)
+        name = f"events.out.tfevents.{now}.{socket.gethostname()}.{os.getpid()}"
+        self._file = GrowingFile(run / name)
         self._append(Event(wall_time=now, file_version="brain.Event:2"))
         mark = SessionLog(status=SessionLog.START)
         self._append(Event(wall_time=now, step=purge_step, session_log=mark))
@@ -76,6 +82,9 @@ class _EventFile:
         values = [Summary.Value(tag=name, simple_value=x) for name, x in scalars.items()]
         self._append(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
 
+    def flush(self) -> None:
+        self._file.flush()
+
     def close(self) -> None:
         self._file.close()
 
@@ -83,12 +92,10 @@ class _EventFile:
         data = event.SerializeToString()
         length = struct.pack("<Q", len(data))
         sums = (struct.pack("<I", masked_crc32c(x)) for x in (length, data))
-        write_whole(
-            self._file.fileno(), b"".join((length, next(sums), data, next(sums))), self._path
-        )
+        self._file.append(b"".join((length, next(sums), data, next(sums))))
 
 
-def set_aside(run: Path, step: int, why: str) -> None:
+def set_aside(run: Place, step: int, why: str) -> None:
     """Moves the lines of steps after `step` from `metrics.jsonl` to the end of `metrics_set_aside.jsonl`.
 
     There each says in "set_aside" when that was, to which step the run went back, and why. A process that is killed
@@ -113,7 +120,7 @@ def set_aside(run: Path, step: int, why: str) -> None:
         file.writelines(to_json(record) + "\n" for record in kept)
 
 
-def read_set_aside(run: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def read_set_aside(run: Place) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Records of steps that a run went back behind, in the order in which it did, with their notes; see `set_aside`."""
     path = run / METRICS_SET_ASIDE
     if not path.exists():
@@ -125,7 +132,7 @@ def read_set_aside(run: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     return found
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
+def read_metrics(run: Place) -> list[dict[str, Any]]:
     """All records of a run, oldest first; a last line that is only half written is left out. null is read as nan.
 
     Raises:
@@ -174,7 +181,7 @@ def duration(seconds: float) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
+def _records(path: Place) -> Iterator[dict[str, Any]]:
     for line in path.read_bytes().splitlines():
         try:
             record = json.loads(line)

@@ -42,6 +42,40 @@ def place(path: str | Place) -> Place:
     return epath.Path(text)
 
 
+def absolute(path: str | Place) -> Place:
+    """The same place, whatever the working directory becomes."""
+    found = place(path)
+    return found if is_remote(found) else found.absolute()
+
+
+def resolved(path: str | Place) -> Place:
+    """The same place without links; in a bucket there are none."""
+    found = place(path)
+    return found if is_remote(found) else found.resolve()
+
+
+def files_under(folder: Place) -> list[Place]:
+    """Every file in a folder and in its folders, sorted; of a bucket, by one listing."""
+    if not is_remote(folder):
+        return sorted(path for path in folder.rglob("*") if path.is_file())
+    scheme = str(folder).partition("://")[0]
+    return sorted(
+        epath.Path(f"{scheme}://{name}")
+        for name in filesystem(folder).find(str(folder))
+        if name[-1] != "/"
+    )
+
+
+def can_rename(folder: Place) -> bool:
+    """Whether a folder takes another name at once, with all that is in it; in a bucket each object would be copied."""
+    return not is_remote(folder)
+
+
+def filesystem(path: Place) -> fsspec.AbstractFileSystem:
+    """What reads and writes the bucket of a place."""
+    return fsspec.filesystem(str(path).partition("://")[0])
+
+
 def is_remote(path: str | Place) -> bool:
     """Whether a path names something in a bucket."""
     return str(path).startswith(tuple(f"{scheme}://" for scheme in SCHEMES))

@@ -1,11 +1,13 @@
 """A profiler's trace of some steps of a run, for TensorBoard's profile plugin, XProf or Perfetto."""
 
-from pathlib import Path
+import contextlib
 from typing import Any
 
 import jax
 
 from mmbert_jax.errors import UserError
+from mmbert_jax.files import folder_on_disk
+from mmbert_jax.places import Place
 
 FOLDER = "profile"
 
@@ -19,8 +21,9 @@ class StepTrace:
       steps: (first, last); None traces nothing.
     """
 
-    def __init__(self, run: Path, steps: tuple[int, int] | None):
+    def __init__(self, run: Place, steps: tuple[int, int] | None):
         self._folder = run / FOLDER
+        self._writing = contextlib.ExitStack()
         self._first, self._last = steps or (0, -1)
         self._running = False
 
@@ -30,7 +33,9 @@ class StepTrace:
             jax.block_until_ready(state)
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # what the host calls is most of a trace otherwise
-            jax.profiler.start_trace(str(self._folder), profiler_options=options)
+            # The profiler writes to disks alone.
+            folder = self._writing.enter_context(folder_on_disk(self._folder))
+            jax.profiler.start_trace(str(folder), profiler_options=options)
             self._running = True
 
     def after(self, step: int, state: Any) -> None:
@@ -43,6 +48,7 @@ class StepTrace:
         """Writes the trace, if one is running: for a run that ends inside the range."""
         if self._running:
             jax.profiler.stop_trace()
+            self._writing.close()
             self._running = False
 
 

@@ -8,14 +8,14 @@ were.
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from mmbert_jax.checkpoint import read_meta
 from mmbert_jax.errors import UserError
-from mmbert_jax.files import write_json
+from mmbert_jax.files import move_folder, write_json
 from mmbert_jax.metrics import set_aside
-from mmbert_jax.run import SKIPPED_ROWS, checkpoint, complete_steps, list_checkpoints
+from mmbert_jax.places import Place
+from mmbert_jax.run import AWAITING_SUMS, SKIPPED_ROWS, checkpoint, complete_steps, list_checkpoints
 
 # Stretches that are skipped from one checkpoint on before the run gives up.
 MAX_TRIES = 3
@@ -25,7 +25,7 @@ _NOT_FINITE, _BY_HAND = "no finite gradients", "by hand"
 Stretch = dict[str, Any]
 
 
-def read_stretches(run: Path) -> list[Stretch]:
+def read_stretches(run: Place) -> list[Stretch]:
     """The stretches of rows that a run leaves out, in the order in which they were noted."""
     path = run / SKIPPED_ROWS
     if not path.exists():
@@ -45,7 +45,7 @@ def next_row(row: int, stretches: Sequence[Stretch]) -> int:
     return row
 
 
-def skip_bad_stretch(run: Path, good_step: int, stop: int, rows: int) -> str:
+def skip_bad_stretch(run: Place, good_step: int, stop: int, rows: int) -> str:
     """After too many steps in a row without a finite gradient: goes back to the newest checkpoint before them.
 
     Args:
@@ -75,7 +75,7 @@ def skip_bad_stretch(run: Path, good_step: int, stop: int, rows: int) -> str:
     return f"{what}: {_go_back(run, step, stop, rows, _NOT_FINITE)}"
 
 
-def roll_back(run: Path, step: int, skip_rows: int, microbatch_rows: int, rows: int) -> str:
+def roll_back(run: Place, step: int, skip_rows: int, microbatch_rows: int, rows: int) -> str:
     """Goes back to the checkpoint at `step` and on `skip_rows` rows later.
 
     Asked for again, as a restarted job does, it changes nothing, be that checkpoint there still or not.
@@ -110,7 +110,7 @@ def _done_before(
     return None
 
 
-def _row_of(run: Path, step: int) -> int:
+def _row_of(run: Place, step: int) -> int:
     folder = checkpoint(run, step)
     if not folder.is_dir():
         there = [int(path.name) for path in list_checkpoints(run)]
@@ -118,7 +118,7 @@ def _row_of(run: Path, step: int) -> int:
     return read_meta(folder)["row"]
 
 
-def _go_back(run: Path, step: int, stop: int, rows: int, reason: str, **note: int) -> str:
+def _go_back(run: Place, step: int, stop: int, rows: int, reason: str, **note: int) -> str:
     first = _row_of(run, step)
     if stop >= rows:
         raise UserError(
@@ -127,7 +127,8 @@ def _go_back(run: Path, step: int, stop: int, rows: int, reason: str, **note: in
     # Checkpoints first, the newest one first: whoever is killed here left a run that goes on from one of them.
     newer = [path for path in reversed(list_checkpoints(run)) if int(path.name) > step]
     for path in newer:
-        path.rename(_free_name(path.with_name(f"rolled-back-{path.name}")))
+        aside = _free_name(path.with_name(f"rolled-back-{path.name}"))
+        move_folder(path, aside, AWAITING_SUMS)
     set_aside(run, step, f"rolled back: {reason}")
     stretch = {"step": step, "first": first, "stop": stop, "reason": reason, **note}
     write_json(run / SKIPPED_ROWS, [*read_stretches(run), stretch])
@@ -135,7 +136,7 @@ def _go_back(run: Path, step: int, stop: int, rows: int, reason: str, **note: in
     return f"back to step {step}, skipping rows {first} to {stop}{aside}"
 
 
-def _free_name(path: Path) -> Path:
+def _free_name(path: Place) -> Place:
     number, free = 1, path
     while free.exists():
         number += 1

@@ -4,11 +4,11 @@ RUN/config.json  metrics.jsonl  metrics_set_aside.jsonl  timeline.jsonl  skipped
     checkpoints/STEP/
 """
 
-from pathlib import Path
 from typing import Any
 
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import read_json, visible
+from mmbert_jax.places import Place, absolute, can_rename, place
 
 CONFIG, METRICS, TIMELINE, SKIPPED_ROWS = (
     "config.json",
@@ -21,55 +21,65 @@ LOCK = "run.lock"
 # Lines of metrics.jsonl that belong to steps behind which the run has gone back.
 METRICS_SET_ASIDE = "metrics_set_aside.jsonl"
 _CHECKPOINTS = "checkpoints"
+# Orbax's own last file.
+COMMITTED = "commit_success.txt"
 # The last file of a checkpoint, and what stands there while it is still to be written.
 SUMS, AWAITING_SUMS = "SHA256SUMS", ".SHA256SUMS"
 
 
-def checkpoints(run: Path) -> Path:
+def checkpoints(run: Place) -> Place:
     """The folder of a run's checkpoints."""
     return run / _CHECKPOINTS
 
 
-def checkpoint(run: Path, step: int) -> Path:
+def checkpoint(run: Place, step: int) -> Place:
     return checkpoints(run) / str(step)
 
 
-def is_run(path: str | Path) -> bool:
+def is_run(path: str | Place) -> bool:
     """Whether a checkpoint argument names a run folder or a checkpoint in one."""
     return checkpoints(run_folder(path)).is_dir()
 
 
-def is_free(run: Path) -> bool:
+def is_free(run: Place) -> bool:
     """Whether nothing stands in a folder's way of becoming a run: not there, or nothing but a lock and hidden files."""
     return not run.exists() or all(LOCK in path.name for path in visible(run))
 
 
-def run_folder(path: str | Path) -> Path:
+def run_folder(path: str | Place) -> Place:
     """The run folder of a checkpoint argument."""
-    path = Path(path)
+    path = place(path)
     return path.parent.parent if path.parent.name == _CHECKPOINTS else path
 
 
-def complete_steps(run: Path) -> list[int]:
+def complete_steps(run: Place) -> list[int]:
     """Steps whose save was complete, newest first, whether damaged since or not.
 
     Orbax's own list leaves out some that are damaged, without a word.
     """
-    steps = (
-        path
-        for path in checkpoints(run).glob("*")
-        if path.name.isdigit() and not (path / AWAITING_SUMS).exists()
-    )
-    return sorted((int(path.name) for path in steps), reverse=True)
+    folder = checkpoints(run)
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return sorted((int(x) for x in names if x.isdigit() and _is_complete(folder / x)), reverse=True)
 
 
-def locate(path: str | Path) -> Path:
+def _is_complete(folder: Place) -> bool:
+    """Whether a checkpoint's save came to its end.
+
+    A folder that is renamed has its name only then. In a bucket it ends with two objects, of which one may be missing
+    since, which is damage.
+    """
+    if (folder / AWAITING_SUMS).exists():
+        return False
+    return can_rename(folder) or any((folder / name).exists() for name in (SUMS, COMMITTED))
+
+
+def locate(path: str | Place) -> Place:
     """The folder of the checkpoint that a checkpoint argument names: a run's newest, or itself.
 
     Raises:
       UserError: there is none.
     """
-    path = Path(path).absolute()
+    path = absolute(path)
     run = run_folder(path)
     steps = complete_steps(run)
     if not steps:
@@ -83,20 +93,20 @@ def locate(path: str | Path) -> Path:
     return path
 
 
-def list_checkpoints(path: str | Path) -> list[Path]:
+def list_checkpoints(path: str | Place) -> list[Place]:
     """Every complete checkpoint of a run folder, by step; of a single checkpoint, that one.
 
     Raises:
       UserError: there is no checkpoint there.
     """
     newest = locate(path)
-    if Path(path).absolute() == newest:
+    if absolute(path) == newest:
         return [newest]
     run = run_folder(newest)
     return [checkpoint(run, step) for step in reversed(complete_steps(run))]
 
 
-def read_config(run: Path) -> dict[str, Any]:
+def read_config(run: Place) -> dict[str, Any]:
     """The resolved config of a run."""
     path = run / CONFIG
     if not path.is_file():

@@ -7,6 +7,9 @@ the holder counts up every few seconds. So a lock that somebody left behind can 
 - on the holder's own machine at once, by its process, of which nothing is left after a SIGKILL;
 - from another one by the counter, which has stood still for `PATIENCE_SECONDS`.
 
+In a bucket both are objects, and the store itself sees to it that the lock is written only where there is none, and
+removed only while it is still the one that was left behind.
+
 A holder that was stopped for so long, and whose lock has been taken meanwhile, ends when it goes on, before it writes.
 """
 
@@ -22,10 +25,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmbert_jax import watchdog
+from mmbert_jax import buckets, watchdog
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import naming
 from mmbert_jax.goodput import process_start
+from mmbert_jax.places import Place, absolute, is_remote
 from mmbert_jax.run import LOCK
 
 # Seconds between two counts; without one for how long a lock counts as left behind; that other hosts may take to see
@@ -45,7 +49,7 @@ class _Held:
       seen: by `_now`, when it was last seen to be ours.
     """
 
-    run: Path
+    run: Place
     nonce: str
     seen: float
     released: threading.Event = dataclasses.field(default_factory=threading.Event)
@@ -55,7 +59,7 @@ class _Held:
 _held: list[_Held] = []
 
 
-def take(run: Path) -> str:
+def take(run: Place) -> str:
     """Takes a run folder, which is made if need be; waits until a lock that may have been left behind shows no life.
 
     Returns:
@@ -107,19 +111,22 @@ def _release(held: _Held) -> None:
     held.released.set()
     if not held.busy.acquire(timeout=BEAT_SECONDS):
         return  # the disk does not answer
-    with contextlib.suppress(OSError):  # the disk is gone: the next job sees that nobody counts
-        if _nonce(_read(held.run)) == held.nonce:
+    # The disk or the store is gone: the next job sees that nobody counts.
+    with contextlib.suppress(OSError, UserError):
+        if is_remote(held.run):
+            _remove_object(held.run, held.nonce)
+        elif _nonce(_read(held.run)) == held.nonce:
             (held.run / LOCK).unlink(missing_ok=True)
         _beat_file(held.run, held.nonce).unlink(missing_ok=True)
 
 
-def holder(run: Path) -> str | None:
+def holder(run: Place) -> str | None:
     """Who holds a run folder, in words; None where nobody does. Takes a while where a lock may be left behind."""
     lock = _read(run)
     return _describe(lock) if lock and _is_alive(run, lock) else None
 
 
-def see(run: Path, nonce: str, seconds: float | None = None) -> None:
+def see(run: Place, nonce: str, seconds: float | None = None) -> None:
     """Checks that `run` is the folder that was locked with `nonce`, seen from another process of the job.
 
     Raises:
@@ -129,7 +136,7 @@ def see(run: Path, nonce: str, seconds: float | None = None) -> None:
     while _nonce(_read(run)) != nonce:
         if time.monotonic() > until:
             raise UserError(
-                f"{run.absolute()} on {socket.gethostname()} is not the folder that process 0 trains in: every process"
+                f"{absolute(run)} on {socket.gethostname()} is not the folder that process 0 trains in: every process"
                 " of a job must see the same run folder. Put it on a disk that all hosts share"
             )
         time.sleep(_LOOK_SECONDS)
@@ -137,6 +144,11 @@ def see(run: Path, nonce: str, seconds: float | None = None) -> None:
 
 def _create(held: _Held) -> bool:
     path = held.run / LOCK
+    if is_remote(path):
+        with naming(path):
+            found, version = buckets.read_version(path)
+            text = json.dumps({"nonce": held.nonce, **_me()})
+            return found is None and buckets.write_if(path, text.encode(), version)
     try:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
@@ -152,8 +164,12 @@ def _create(held: _Held) -> bool:
     return True
 
 
-def _set_aside(run: Path, before: dict[str, Any] | None, held: _Held) -> None:
+def _set_aside(run: Place, before: dict[str, Any] | None, held: _Held) -> None:
     """Takes away a lock that was left behind, and nothing else where another job has been quicker."""
+    if is_remote(run):
+        if _remove_object(run, _nonce(before)) and before:
+            _beat_file(run, before["nonce"]).unlink(missing_ok=True)
+        return
     aside = run / f".{LOCK}.{held.nonce}.aside"
     try:
         os.rename(run / LOCK, aside)
@@ -169,7 +185,17 @@ def _set_aside(run: Path, before: dict[str, Any] | None, held: _Held) -> None:
         os.rename(aside, run / LOCK)
 
 
-def _is_alive(run: Path, lock: dict[str, Any]) -> bool:
+def _remove_object(run: Place, nonce: str | None) -> bool:
+    """Removes a bucket's lock if it bears this nonce, None for one that says nothing; whether it did."""
+    path = run / LOCK
+    with naming(path):
+        found, version = buckets.read_version(path)
+        if found is None or _nonce(_parse(found)) != nonce:
+            return False
+        return buckets.write_if(path, None, version)
+
+
+def _is_alive(run: Place, lock: dict[str, Any]) -> bool:
     """Whether a lock's holder lives: looks at its process where that is here, else for its counter to move."""
     if _died_here(lock):
         return False
@@ -195,7 +221,7 @@ def _beat(held: _Held) -> None:
     for count in range(1, 2**62):
         if held.released.wait(BEAT_SECONDS):
             return
-        with held.busy, contextlib.suppress(OSError):
+        with held.busy, contextlib.suppress(OSError, UserError):
             if not held.released.is_set():
                 _see_that_it_is_ours(held)
                 _write_beat(held, count)
@@ -219,6 +245,8 @@ def _write_beat(held: _Held, count: int) -> None:
     # The length stays, and the file too: a full disk does not make a job look dead.
     path = _beat_file(held.run, held.nonce)
     with naming(held.run):
+        if is_remote(path):
+            return buckets.write(path, f"{count:020}\n".encode())
         file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
         try:
             os.write(file, f"{count:020}\n".encode())
@@ -227,34 +255,47 @@ def _write_beat(held: _Held, count: int) -> None:
             os.close(file)
 
 
-def _read_beat(run: Path, nonce: str) -> bytes:
-    try:
-        return _beat_file(run, nonce).read_bytes()
-    except FileNotFoundError:
-        return b""
+def _read_beat(run: Place, nonce: str) -> bytes:
+    return _bytes(_beat_file(run, nonce)) or b""
 
 
-def _beat_file(run: Path, nonce: str) -> Path:
+def _beat_file(run: Place, nonce: str) -> Place:
     return run / f".{LOCK}.{nonce}"
 
 
-def _read(run: Path) -> dict[str, Any] | None:
+def _read(run: Place) -> dict[str, Any] | None:
     return _read_file(run / LOCK)
 
 
-def _read_file(path: Path) -> dict[str, Any] | None:
+def _read_file(path: Place) -> dict[str, Any] | None:
     """What a lock says; None where there is none, or one that is not written yet, or never will be."""
     for _ in range(4):
-        try:
-            lock = json.loads(path.read_bytes())
-            if lock.keys() >= _ENTRIES:
-                return lock
-        except FileNotFoundError:
+        data = _bytes(path)
+        if data is None:
             return None
-        except (ValueError, AttributeError):
-            pass
+        if lock := _parse(data):
+            return lock
         time.sleep(_LOOK_SECONDS)
     return None
+
+
+def _bytes(path: Place) -> bytes | None:
+    """What a file holds, None where there is none; by one request, since others write it meanwhile."""
+    with naming(path):
+        if is_remote(path):
+            return buckets.read_version(path)[0]
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+
+def _parse(data: bytes) -> dict[str, Any] | None:
+    try:
+        lock = json.loads(data)
+        return lock if lock.keys() >= _ENTRIES else None
+    except (ValueError, AttributeError):
+        return None
 
 
 def _nonce(lock: dict[str, Any] | None) -> str | None:

@@ -12,7 +12,6 @@ import contextlib
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -46,6 +45,7 @@ from mmbert_jax.parallel.hardware import peak_flops
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.processes import everywhere, once
 from mmbert_jax.parallel.sharding import local_rows
+from mmbert_jax.places import Place, place
 from mmbert_jax.profile import StepTrace, parse_steps
 from mmbert_jax.report.runs import step_groups
 from mmbert_jax.rollback import Stretch, next_row, read_stretches, roll_back, skip_bad_stretch
@@ -106,7 +106,7 @@ _ANSWER = flags.DEFINE_integer(
 @run_lock.released_at_end()
 def train(
     config: ConfigDict,
-    workdir: Path,
+    workdir: Place,
     rollback: tuple[int, int] | None = None,
     *,
     began: float | None = None,
@@ -228,6 +228,13 @@ def train(
         if writer:
             writer.close()
 
+    def flush() -> None:
+        """What a checkpoint's steps said of themselves is written before it is."""
+        clock.record(step)
+        clock.flush()
+        if writer:
+            writer.flush()
+
     # --- loop ---
     batches = read_batches(config, data, mesh, row, rows, stretches)
     dispatched: Record | None = None  # the last step, its metrics not yet read
@@ -267,6 +274,7 @@ def train(
             meta = describe_checkpoint(config, data, step, row, start["history"], groups)
             meta |= {"skipped_in_a_row": skipped.in_a_row, "skipped_rows": stretches}
             saved_at = time.monotonic()
+            flush()
             with saves_in_time(config, "saving a checkpoint"):
                 checkpoint.save(manager, step, state, meta)
             clock.book("checkpoint")
@@ -332,7 +340,7 @@ def record_held_out(
     return groups
 
 
-def evaluate_last(config: ConfigDict, mesh: Mesh, state: State, workdir: Path, step: int) -> None:
+def evaluate_last(config: ConfigDict, mesh: Mesh, state: State, workdir: Place, step: int) -> None:
     """What may be missing of a run whose last step is saved: the evaluation after it."""
     if once(lambda: step_groups(workdir, step) is not None):
         say(f"phase {config.phase} is complete already: nothing to do")
@@ -370,8 +378,8 @@ def in_time(what: str, minutes: float, field: str) -> contextlib.AbstractContext
 
 
 def take_run_folder(
-    config: ConfigDict, workdir: Path, rollback: tuple[int, int] | None, rows: int
-) -> tuple[Path | None, list[Stretch]]:
+    config: ConfigDict, workdir: Place, rollback: tuple[int, int] | None, rows: int
+) -> tuple[Place | None, list[Stretch]]:
     """Makes the run folder this job's own, and goes back where that is asked for.
 
     Returns:
@@ -390,7 +398,7 @@ def take_run_folder(
 
 
 def restore_or_start(
-    config: ConfigDict, mesh: Mesh, resumed: Path | None, abstract: State
+    config: ConfigDict, mesh: Mesh, resumed: Place | None, abstract: State
 ) -> tuple[State, dict[str, Any]]:
     """The state to go on from, and where it stands: `step`, `row`, `skipped_in_a_row` and `history`, the phases before.
 
@@ -480,17 +488,17 @@ def run(overrides: list[str]) -> None:
     )
 
 
-def config_and_folder(overrides: list[str]) -> tuple[ConfigDict, Path]:
+def config_and_folder(overrides: list[str]) -> tuple[ConfigDict, Place]:
     """The config of the command line, its defaults still open, and the run folder."""
     if _CONFIG.value is None:
         raise UserError("--config FILE is required")
     config = read(_CONFIG.value, overrides)
     if _WORKDIR.value:
         config.workdir = _WORKDIR.value
-    return config, Path(complete(config).workdir)
+    return config, place(complete(config).workdir)
 
 
-def defaults_taken(config: ConfigDict, workdir: Path, overrides: list[str]) -> list[str]:
+def defaults_taken(config: ConfigDict, workdir: Place, overrides: list[str]) -> list[str]:
     """A line for each place that the command line does not name, with the words that would."""
     given = " ".join(overrides)
     lines = []

@@ -21,8 +21,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 import jax
 import pytest
 
-# Here and nowhere else, or every module would start a store of its own, and the clients remember the first.
-from object_stores import _gs_store, _s3_store, anywhere, gs_bucket, s3_bucket  # noqa: F401
+pytest_plugins = ("object_stores",)
 
 # Meshes of up to eight devices in this process; not by XLA_FLAGS, which the programs that tests start would inherit.
 jax.config.update("jax_num_cpu_devices", 8)

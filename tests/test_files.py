@@ -13,7 +13,6 @@ import pytest
 from mmbert_jax import files
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import (
-    JsonLines,
     atomic_file,
     atomic_folder,
     check_file,
@@ -26,6 +25,7 @@ from mmbert_jax.files import (
     write_json,
     write_text,
 )
+from mmbert_jax.growing import JsonLines
 
 
 def names(folder):

@@ -13,6 +13,7 @@ from mmbert_jax.hf.export import DTYPES, check_output, export_hf
 from mmbert_jax.hf.model_card import auto_class
 from mmbert_jax.hf.tokenizer import copied_tokenizer
 from mmbert_jax.inference.checkpoint_tokenizer import checkpoint_tokenizer
+from mmbert_jax.places import place
 from mmbert_jax.report.runs import checkpoint_groups
 
 
@@ -38,7 +39,7 @@ def main() -> None:
         help="a run folder (its newest checkpoint) or one checkpoint in it",
     )
     parser.add_argument(
-        "--output", required=True, type=Path, help="a new folder, or an earlier export to replace"
+        "--output", required=True, type=place, help="a new folder, or an earlier export to replace"
     )
     parser.add_argument(
         "--dtype", choices=sorted(DTYPES), default="float32", help="stored dtype (default float32)"
@@ -55,7 +56,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--held_out",
-        type=Path,
+        type=place,
         metavar="JSON",
         help="figures for the model card, from `python -m mmbert_jax.evaluate.heldout --output JSON` (default: those"
         " of the evaluation after its step; a merged one has none)",

@@ -4,12 +4,12 @@ Masked LMs, sequence and token classifiers, question answering models and bare e
 """
 
 import argparse
-from pathlib import Path
 
 from mmbert_jax.checkpoint import save_params
 from mmbert_jax.errors import run_main
 from mmbert_jax.hf.imported import import_meta
 from mmbert_jax.hf.load import load_model
+from mmbert_jax.places import place
 
 
 def main() -> None:
@@ -19,9 +19,9 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--model", required=True, type=Path, help="folder with config.json and *.safetensors"
+        "--model", required=True, type=place, help="folder with config.json and *.safetensors"
     )
-    parser.add_argument("--output", required=True, type=Path, help="the checkpoint's folder, new")
+    parser.add_argument("--output", required=True, type=place, help="the checkpoint's folder, new")
     args = parser.parse_args()
 
     model = load_model(args.model)

@@ -12,13 +12,13 @@ slerp            from the first model to the second, along the arc
 """
 
 import argparse
-from pathlib import Path
 
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.merge.models import CHECKPOINT, StoredModel, check_alike, open_model
 from mmbert_jax.merge.output import check_target, write_merged
 from mmbert_jax.merge.recipe import METHODS, make_recipe, merge
 from mmbert_jax.merge.report import table
+from mmbert_jax.places import place
 from mmbert_jax.run import list_checkpoints
 
 EXAMPLES = """examples:
@@ -57,7 +57,9 @@ def parse_arguments() -> argparse.Namespace:
         ("t", float, "slerp: 0 is the first model, 1 the second (default 0.5)"),
     ):
         parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, help=what)
-    parser.add_argument("--output", required=True, type=Path, help="the merged model's folder, new")
+    parser.add_argument(
+        "--output", required=True, type=place, help="the merged model's folder, new"
+    )
     return parser.parse_args()
 
 

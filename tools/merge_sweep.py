@@ -5,7 +5,6 @@ with more values, it goes on from those that are there.
 """
 
 import argparse
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -17,6 +16,7 @@ from mmbert_jax.merge.models import CHECKPOINT, check_alike, open_model
 from mmbert_jax.merge.output import merged_meta
 from mmbert_jax.merge.recipe import METHODS
 from mmbert_jax.merge.sweep import RESULTS, best_by_group, grid, make_score, sweep
+from mmbert_jax.places import place
 from mmbert_jax.report.plots import plot_sweep
 from mmbert_jax.report.table import held_out_table
 
@@ -60,7 +60,7 @@ def parse_arguments() -> argparse.Namespace:
         "--row_length", type=int, help="default: the longest that any model trained on"
     )
     parser.add_argument("--rows_per_language", type=int, help="default: that of the base's config")
-    parser.add_argument("--output", required=True, type=Path, help="folder for the results")
+    parser.add_argument("--output", required=True, type=place, help="folder for the results")
     return parser.parse_args()
 
 

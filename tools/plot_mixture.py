@@ -1,12 +1,12 @@
 """Prints what phases sample from a corpus, and plots it. Reads configs and manifests, not a single token."""
 
 import argparse
-from pathlib import Path
 
 from mmbert_jax.config_file import load
 from mmbert_jax.data.mixture import describe
 from mmbert_jax.errors import run_main
 from mmbert_jax.files import check_file
+from mmbert_jax.places import place
 from mmbert_jax.report.counts import compare
 from mmbert_jax.report.plots import plot_shares
 from mmbert_jax.report.runs import mixture_of, shares_by_language
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument(
         "--corpus", required=True, help="a corpus, or a folder of one for each source"
     )
-    parser.add_argument("--output", type=Path, help="PNG to write")
+    parser.add_argument("--output", type=place, help="PNG to write")
     parser.add_argument(
         "--languages", type=int, default=12, help="largest languages to print (default 12)"
     )

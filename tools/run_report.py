@@ -5,10 +5,10 @@ manifests of the corpora. Works while a run goes on.
 """
 
 import argparse
-from pathlib import Path
 
 from mmbert_jax.errors import run_main
 from mmbert_jax.files import check_file, write_text
+from mmbert_jax.places import place
 from mmbert_jax.report.page import report_page
 
 
@@ -19,9 +19,13 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--run", required=True, nargs="+", type=Path, help="run folders, in the order of the phases"
+        "--run",
+        required=True,
+        nargs="+",
+        type=place,
+        help="run folders, in the order of the phases",
     )
-    parser.add_argument("--output", required=True, type=Path, help="HTML file to write")
+    parser.add_argument("--output", required=True, type=place, help="HTML file to write")
     arguments = parser.parse_args()
     check_file(arguments.output)
     write_text(arguments.output, report_page(arguments.run))

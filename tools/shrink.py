@@ -5,7 +5,6 @@ model before it is trained, and learns faster than one that starts from nothing.
 """
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from mmbert_jax.checkpoint import restore_params, save_params
 from mmbert_jax.errors import run_main
 from mmbert_jax.files import check_folder
 from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.places import place
 from mmbert_jax.surgery.shrink import pick_layers, shrink, shrunk_meta, smaller_config
 
 EXAMPLE = """example (mmBERT small from base):
@@ -36,7 +36,7 @@ def main() -> None:
     )
     parser.add_argument("--num_layers", type=int, help="default: as it is")
     parser.add_argument("--intermediate_size", type=int, help="of the GLU; default: as it is")
-    parser.add_argument("--output", required=True, type=Path, help="the checkpoint's folder, new")
+    parser.add_argument("--output", required=True, type=place, help="the checkpoint's folder, new")
     args = parser.parse_args()
     check_folder(args.output)
 

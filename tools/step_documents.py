@@ -5,7 +5,6 @@ of the config, so nothing has to be recorded for this while a run goes on.
 """
 
 import argparse
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -16,6 +15,7 @@ from mmbert_jax.data.pipeline import find_corpora
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.files import to_json
+from mmbert_jax.places import place
 from mmbert_jax.report.runs import steps_and_evaluations
 from mmbert_jax.report.steps import rows_of_step, seen
 from mmbert_jax.rollback import read_stretches
@@ -28,7 +28,7 @@ def main() -> None:
         epilog="example: python tools/step_documents.py --run runs/phase1 --step 1200 --microbatch 0 --text",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--run", required=True, type=Path, help="run folder")
+    parser.add_argument("--run", required=True, type=place, help="run folder")
     parser.add_argument("--step", required=True, type=int, help="its number in the log, from 1")
     parser.add_argument("--microbatch", type=int, help="only this one of the step, from 0")
     parser.add_argument("--text", action="store_true", help="show the documents' text, decoded")

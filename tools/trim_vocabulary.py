@@ -14,6 +14,7 @@ from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.files import hidden_folder
 from mmbert_jax.hf.export import check_output, export_hf
 from mmbert_jax.inference.checkpoint_tokenizer import checkpoint_tokenizer
+from mmbert_jax.places import place
 from mmbert_jax.run import is_run
 from mmbert_jax.surgery.trim import REPORT, table, trim_vocabulary
 
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--model",
         required=True,
-        type=Path,
+        type=place,
         help="Hugging Face folder with safetensors and tokenizer.json; or a run folder or checkpoint",
     )
     parser.add_argument(
@@ -61,7 +62,7 @@ def main() -> None:
         "--tokenizer", help="of a checkpoint; by default the one that it was trained with"
     )
     parser.add_argument(
-        "--output", required=True, type=Path, help="a new folder, or an earlier one to replace"
+        "--output", required=True, type=place, help="a new folder, or an earlier one to replace"
     )
     args = parser.parse_args()
     if args.min_count < 1:

@@ -6,7 +6,6 @@ python -m mmbert_jax.evaluate.heldout --checkpoint RUN --corpus CORPUS --output 
 import argparse
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,6 +25,7 @@ from mmbert_jax.model.row_keys import in_words
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.processes import RESTART
 from mmbert_jax.parallel.sharding import local_rows, param_shardings, put_rows
+from mmbert_jax.places import place
 from mmbert_jax.step import make_eval_step
 from mmbert_jax.watchdog import deadline, watched
 
@@ -188,7 +188,7 @@ def _arguments() -> argparse.Namespace:
         metavar="N",
         help="times that every row is masked; with several the results have the loss's standard error (default 1)",
     )
-    parser.add_argument("--output", type=Path, help="JSON file for the results of every language")
+    parser.add_argument("--output", type=place, help="JSON file for the results of every language")
     return parser.parse_args()
 
 

@@ -10,7 +10,14 @@ import numpy as np
 from mmbert_jax.checksums import sha256
 from mmbert_jax.data.tokenizer import Tokenizer
 from mmbert_jax.errors import UserError
-from mmbert_jax.files import atomic_folder, check_folder, read_json, write_json, write_text
+from mmbert_jax.files import (
+    atomic_folder,
+    check_folder,
+    is_left_of_upload,
+    read_json,
+    write_json,
+    write_text,
+)
 from mmbert_jax.hf.config import SPECIAL_IDS, to_hf
 from mmbert_jax.hf.model_card import model_card
 from mmbert_jax.hf.names import to_theirs
@@ -19,6 +26,7 @@ from mmbert_jax.hf.verify import compare_with_transformers
 from mmbert_jax.hf.weights import load_weights, save_weights
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.task_heads import HeadConfig
+from mmbert_jax.places import Place, place
 
 # Lists what an export wrote, so that a later export can tell its own folder from somebody else's.
 MARKER = "mmbert_jax_export.json"
@@ -26,7 +34,7 @@ DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat
 
 
 def export_hf(
-    output: str | Path,
+    output: str | Place,
     params: Mapping,
     meta: Mapping,
     tokenizer: Tokenizer | CopiedTokenizer,
@@ -54,7 +62,7 @@ def export_hf(
       UserError: the output folder holds something else, or the parameters or the tokeniser do not fit the config.
       RuntimeError: what was written is not what was meant.
     """
-    output = Path(output)
+    output = place(output)
     check_output(output)
     config = ModelConfig.from_config(meta["config"]["model"])
     head = HeadConfig.from_config(meta["config"])
@@ -87,7 +95,7 @@ def export_hf(
 
 
 @contextlib.contextmanager
-def new_folder(output: Path, **note: object) -> Iterator[Path]:
+def new_folder(output: Place, **note: object) -> Iterator[Path]:
     """A hidden folder to write a model into; it becomes `output` when the block ends, and vanishes when it raises.
 
     A marker in it lists its files, so that a later export, merge or trimming may replace the folder and nothing else.
@@ -100,7 +108,7 @@ def new_folder(output: Path, **note: object) -> Iterator[Path]:
       UserError: the output folder holds something else.
     """
     check_output(output)
-    with atomic_folder(output, replace=True) as folder:
+    with atomic_folder(output, replace=True, last=MARKER) as folder:
         yield folder
         marker = {
             "written_by": "mmbert_jax",
@@ -110,13 +118,13 @@ def new_folder(output: Path, **note: object) -> Iterator[Path]:
         write_json(folder / MARKER, marker)
 
 
-def check_output(output: Path) -> None:
+def check_output(output: Place) -> None:
     """Raises a `UserError` unless the folder is absent, empty, or an earlier export with nothing added to it."""
     check_folder(output, replace=True)
     if not output.exists():
         return
     found = {path.name for path in output.iterdir()}
-    if not found:
+    if not found or is_left_of_upload(output):
         return
     if MARKER not in found:
         raise UserError(

@@ -2,16 +2,17 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 
 from mmbert_jax.errors import UserError
+from mmbert_jax.files import local_copy
 from mmbert_jax.hf.config import ARCHITECTURES, SPECIAL_IDS, HfConfig, read_config
 from mmbert_jax.hf.names import PREFIX, to_ours
 from mmbert_jax.hf.weights import load_weights
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.task_heads import ENCODER, MLM
+from mmbert_jax.places import Place, place
 
 # The stored dtypes that float32 holds exactly.
 EXACT_IN_FLOAT32 = ("float32", "bfloat16", "float16")
@@ -30,7 +31,7 @@ class HfModel:
     config: HfConfig
 
 
-def load_hf(folder: str | Path) -> tuple[dict, ModelConfig, int]:
+def load_hf(folder: str | Place) -> tuple[dict, ModelConfig, int]:
     """Reads a local ModernBertForMaskedLM with this project's special ids.
 
     Returns:
@@ -54,14 +55,14 @@ def load_hf(folder: str | Path) -> tuple[dict, ModelConfig, int]:
     return model.params, config.model, config.max_positions
 
 
-def load_model(folder: str | Path) -> HfModel:
+def load_model(folder: str | Place) -> HfModel:
     """Reads a local ModernBERT: masked LM, sequence or token classifier, question answering, or bare encoder.
 
     Raises:
       UserError: no such folder, another architecture, pickled or damaged weights, tensors that are missing, surplus
         or of another shape than config.json says; the message names the file, field or tensor.
     """
-    folder = Path(folder)
+    folder = place(folder)
     try:
         fields = json.loads((folder / "config.json").read_bytes())
     except FileNotFoundError as error:
@@ -74,7 +75,8 @@ def load_model(folder: str | Path) -> HfModel:
         raise UserError(f"{folder / 'config.json'} does not hold a JSON object")
     try:
         config = read_config(fields)
-        tensors = load_weights(folder)
+        with local_copy(folder) as local:
+            tensors = load_weights(local)
         for name, tensor in tensors.items():
             if tensor.dtype.name not in EXACT_IN_FLOAT32:
                 raise UserError(

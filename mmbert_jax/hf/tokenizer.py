@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from mmbert_jax.data.tokenizer import (
 from mmbert_jax.data.tokenizer_identity import is_recorded
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import write_json
+from mmbert_jax.places import Place, place
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 # What `AutoTokenizer` reads of a model whose tokeniser is not this project's.
@@ -31,18 +31,18 @@ FILES = (TOKENIZER_JSON, TOKENIZER_CONFIG, "special_tokens_map.json")
 class CopiedTokenizer:
     """Another project's tokeniser, with special ids of its own: its files go through as they are."""
 
-    folder: Path
+    folder: Place
     vocab_size: int
     sha256: str  # of tokenizer.json
 
 
-def open_copied(folder: str | Path) -> CopiedTokenizer:
+def open_copied(folder: str | Place) -> CopiedTokenizer:
     """The tokeniser files of an imported model.
 
     Raises:
       UserError: there is no tokenizer.json, or it is not one.
     """
-    path = Path(folder) / TOKENIZER_JSON
+    path = place(folder) / TOKENIZER_JSON
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -54,22 +54,22 @@ def open_copied(folder: str | Path) -> CopiedTokenizer:
     # `tokenizers` raises bare Exception for a file that it does not understand.
     except Exception as error:
         raise UserError(f"{path}: not a tokenizer.json ({error})") from None
-    return CopiedTokenizer(Path(folder), size, hashlib.sha256(data).hexdigest())
+    return CopiedTokenizer(place(folder), size, hashlib.sha256(data).hexdigest())
 
 
-def copied_tokenizer(meta: Mapping, folder: str | Path | None = None) -> CopiedTokenizer:
+def copied_tokenizer(meta: Mapping, folder: str | Place | None = None) -> CopiedTokenizer:
     """The tokeniser in `folder`, or in the folder that the checkpoint was imported from.
 
     Raises:
       UserError: there is none, or it is not the one that was imported.
     """
     recorded = meta.get("tokenizer") or {}
-    place = folder or recorded.get("path")
-    if place is None:
+    found_at = folder or recorded.get("path")
+    if found_at is None:
         raise UserError(
             "the checkpoint was imported from a folder without a tokeniser; give it with --tokenizer DIR"
         )
-    found = open_copied(place)
+    found = open_copied(found_at)
     if not is_recorded(found.folder / TOKENIZER_JSON, found.sha256, recorded):
         raise UserError(
             f"{found.folder / TOKENIZER_JSON} is not the one that was imported with the model"
@@ -82,10 +82,10 @@ def copy_files(tokenizer: CopiedTokenizer, folder: Path) -> None:
     """Copies the tokeniser's files, byte for byte."""
     for name in FILES:
         if (tokenizer.folder / name).exists():
-            shutil.copyfile(tokenizer.folder / name, folder / name)
+            (folder / name).write_bytes((tokenizer.folder / name).read_bytes())
 
 
-def to_hf_files(tokenizer: Tokenizer, folder: str | Path, model_max_length: int) -> None:
+def to_hf_files(tokenizer: Tokenizer, folder: str | Place, model_max_length: int) -> None:
     """Writes tokenizer.json and tokenizer_config.json into `folder`, which exists.
 
     Texts become `<bos> A <eos>` and pairs `<bos> A <eos> B <eos>`; `<mask>` is the mask token and takes the space on
@@ -126,7 +126,7 @@ def to_hf_files(tokenizer: Tokenizer, folder: str | Path, model_max_length: int)
         "model_max_length": model_max_length,
         "padding_side": "right",
     }
-    folder = Path(folder)
+    folder = place(folder)
     write_json(folder / TOKENIZER_JSON, description)
     write_json(folder / TOKENIZER_CONFIG, config)
 

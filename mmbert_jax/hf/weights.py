@@ -57,7 +57,7 @@ def _save(tensors: dict[str, np.ndarray], path: Path) -> None:
 
 
 def load_weights(folder: Path) -> dict[str, np.ndarray]:
-    """All tensors of a folder, in their stored dtypes.
+    """All tensors of a folder on this machine, in their stored dtypes.
 
     Raises:
       UserError: no safetensors file (a pickled `.bin` is not opened, since that can run code), or a damaged one.

@@ -1,14 +1,14 @@
 """Finding the tokeniser that a checkpoint was trained with."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from mmbert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from mmbert_jax.data.tokenizer_identity import is_recorded
 from mmbert_jax.errors import UserError
+from mmbert_jax.places import Place, place
 
 
-def checkpoint_tokenizer(meta: Mapping, path: str | Path | None = None) -> Tokenizer:
+def checkpoint_tokenizer(meta: Mapping, path: str | Place | None = None) -> Tokenizer:
     """The tokeniser at `path`, or the copy that lies in the corpus (or imported model) of the checkpoint.
 
     Args:
@@ -18,12 +18,10 @@ def checkpoint_tokenizer(meta: Mapping, path: str | Path | None = None) -> Token
     Raises:
       UserError: there is none, or it is not the one that the checkpoint was trained with.
     """
-    places = [Path(path)] if path else _places(meta)
-    found = next((place for place in places if place.exists()), None)
+    candidates = [place(path)] if path else _places(meta)
+    found = next((path for path in candidates if path.exists()), None)
     if found is None:
-        looked = (
-            ", ".join(str(place) for place in places) or "nowhere: the checkpoint names no corpus"
-        )
+        looked = ", ".join(map(str, candidates)) or "nowhere: the checkpoint names no corpus"
         raise UserError(f"no tokeniser found (looked at {looked}); give it with --tokenizer DIR")
     tokenizer = load_tokenizer(found)
     expected = meta.get("tokenizer")
@@ -35,15 +33,15 @@ def checkpoint_tokenizer(meta: Mapping, path: str | Path | None = None) -> Token
     return tokenizer
 
 
-def _places(meta: Mapping) -> list[Path]:
+def _places(meta: Mapping) -> list[Place]:
     """Where the tokeniser may lie: what an import recorded, the corpus, or the corpus of each source."""
     places = []
     if recorded := (meta.get("tokenizer") or {}).get("path"):
-        places.append(Path(recorded))
+        places.append(place(recorded))
     if corpus := meta.get("config", {}).get("data", {}).get("corpus"):
         sources = sorted(meta["config"]["data"].get("sources", {}))
         places += [
-            Path(corpus) / "tokenizer",
-            *(Path(corpus) / source / "tokenizer" for source in sources),
+            place(corpus) / "tokenizer",
+            *(place(corpus) / source / "tokenizer" for source in sources),
         ]
     return places

@@ -10,7 +10,6 @@ import functools
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from mmbert_jax.inference.rows import Batch, batch_arrays, plan
 from mmbert_jax.model import heads
 from mmbert_jax.model.task_heads import POOLINGS as ONE_VECTOR
 from mmbert_jax.model.task_heads import pool
+from mmbert_jax.places import place
 
 POOLINGS = (*ONE_VECTOR, "tokens")
 NPY, IDS = ".npy", ".ids.jsonl"
@@ -179,7 +179,7 @@ def main() -> None:
     parser.add_argument(
         "--output",
         required=True,
-        type=Path,
+        type=place,
         help="JSONL, a line for every record, in their order, with id and embedding; or NAME.npy, an array with a row"
         " for every record, beside NAME.ids.jsonl with their ids; - writes JSONL to standard output",
     )

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ from mmbert_jax.inference.load import Model, load, tokenise, use_compile_cache
 from mmbert_jax.inference.rows import Batch, batch_arrays, plan
 from mmbert_jax.model import heads
 from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.places import place
 
 MASK_TEXT = PIECES[MASK]
 # Masks that go through the head at once: all their logits are held, 64 MB for a vocabulary of 256,000.
@@ -65,15 +65,15 @@ def masked_sequences(
 ) -> tuple[list[list[int]], list[bool]]:
     """`tokenise`, and every text has a mask and none is cut off; `places` name the texts in messages."""
     sequences, cut = tokenise(model, texts)
-    for text, place, ids, was_cut in zip(texts, places, sequences, cut, strict=True):
+    for text, where, ids, was_cut in zip(texts, places, sequences, cut, strict=True):
         masks = text.count(MASK_TEXT)
         if not masks:
             raise UserError(
-                f"{place} has no {MASK_TEXT}; write {MASK_TEXT} where a token is to be guessed"
+                f"{where} has no {MASK_TEXT}; write {MASK_TEXT} where a token is to be guessed"
             )
         if was_cut and ids.count(MASK) < masks:
             raise UserError(
-                f"{place} has a {MASK_TEXT} beyond the {model.max_length} tokens that are read; shorten it"
+                f"{where} has a {MASK_TEXT} beyond the {model.max_length} tokens that are read; shorten it"
             )
     return sequences, cut
 
@@ -165,7 +165,7 @@ def main() -> None:
     texts.add_argument("--input", help="*.jsonl, *.jsonl.gz or *.jsonl.zst; - reads standard input")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=place,
         help="with --input: JSONL, a line for every record, in their order; - writes to standard output",
     )
     parser.add_argument(

@@ -17,6 +17,7 @@ from mmbert_jax.hf.load import load_hf
 from mmbert_jax.inference.checkpoint_tokenizer import checkpoint_tokenizer
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.task_heads import MLM, HeadConfig
+from mmbert_jax.places import Place, place
 from mmbert_jax.run import is_run
 
 DTYPES = ("float32", "bfloat16")
@@ -42,9 +43,9 @@ class Model:
 
 
 def load(
-    path: str | Path,
+    path: str | Place,
     *,
-    tokenizer: str | Path | None = None,
+    tokenizer: str | Place | None = None,
     max_length: int | None = None,
     dtype: str | None = None,
 ) -> Model:
@@ -61,7 +62,7 @@ def load(
       UserError: nothing there, another head than that of a masked LM, or the weights, the config and the tokeniser
         do not fit each other.
     """
-    path = Path(path)
+    path = place(path)
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     if dtype not in DTYPES:
         raise UserError(f"dtype is {dtype!r}; it has to be one of {', '.join(DTYPES)}")

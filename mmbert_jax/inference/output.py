@@ -4,11 +4,13 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from mmbert_jax import buckets
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import (
     check_file,
@@ -19,12 +21,15 @@ from mmbert_jax.files import (
     write_json,
     write_whole,
 )
+from mmbert_jax.places import Place, can_rename
 
 PARTIAL, STATE = ".partial", ".state.json"
 
 
 class Output:
     """Files that are written as `NAME.partial`, beside `NAME.state.json`, and get their names when they are complete.
+
+    For a bucket they are written on this machine and uploaded when they are complete: a killed program begins again.
 
     What is appended counts once it is committed: the state file says how long the files were then, and with which
     settings they are made. Opening them again cuts off what came behind the last commit.
@@ -33,7 +38,7 @@ class Output:
       state: "records" that are written, how many of their texts were "cut", the "sha256" of the input's records so far.
     """
 
-    def __init__(self, paths: Sequence[Path], settings: dict[str, Any]):
+    def __init__(self, paths: Sequence[Place], settings: dict[str, Any]):
         """Opens new files, or those of a run that was killed.
 
         Args:
@@ -43,11 +48,19 @@ class Output:
         Raises:
           UserError: a file is there already, another process writes it, or it was begun with other settings.
         """
+        for path in paths:
+            check_file(path)
+        self._targets, self._aside = list(paths), None
+        if not can_rename(paths[0]):
+            if there := [path for path in paths if path.exists()]:
+                raise UserError(
+                    f"{there[0]} exists already: choose another --output, or remove it first"
+                )
+            self._aside = tempfile.TemporaryDirectory(prefix="mmbert-jax-")
+            paths = [Path(self._aside.name) / path.name for path in paths]
         self._paths = list(paths)
         self._state_path = _beside(paths[0], STATE)
         self._settings = settings
-        for path in paths:
-            check_file(path)
         self.state = {
             "settings": settings,
             "records": 0,
@@ -93,15 +106,22 @@ class Output:
         self._files[0].seek(0)
         write_whole(self._files[0].fileno(), header, self._paths[0])
         self._sync()
-        self.close()
+        for file in self._files:
+            file.close()
         self.state["complete"] = True
         self._write_state()
         self._rename()
+        if self._aside:
+            for path, target in reversed(list(zip(self._paths, self._targets, strict=True))):
+                with naming(target):
+                    buckets.upload(path, target)
 
     def close(self) -> None:
         """Closes the files, complete or to be gone on with."""
         for file in self._files:
             file.close()
+        if self._aside:
+            self._aside.cleanup()
 
     def _read_state(self) -> None:
         state = read_json(self._state_path)

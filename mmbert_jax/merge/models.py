@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from mmbert_jax.errors import UserError
 from mmbert_jax.hf.config import read_config
 from mmbert_jax.hf.weights import open_weights
 from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.places import Place, place
 from mmbert_jax.run import is_run, locate
 
 CHECKPOINT, HUGGING_FACE = "checkpoint", "Hugging Face folder"
@@ -44,16 +44,16 @@ class StoredModel:
     config: ModelConfig
     meta: Mapping[str, Any]
     tokenizer: Mapping[str, Any] | None
-    folder: Path
+    folder: Place
 
 
-def open_model(path: str | Path) -> StoredModel:
+def open_model(path: str | Place) -> StoredModel:
     """Opens a run folder (its newest checkpoint), one checkpoint, or a Hugging Face folder.
 
     Raises:
       UserError: there is none of these; a Hugging Face folder holds another architecture, or pickled weights.
     """
-    path = Path(path)
+    path = place(path)
     if (path / "config.json").is_file() and not is_run(path):
         return _open_hugging_face(path)
     folder = locate(path)
@@ -105,7 +105,7 @@ def check_alike(first: StoredModel, others: Iterable[StoredModel]) -> None:
                 )
 
 
-def _open_hugging_face(folder: Path) -> StoredModel:
+def _open_hugging_face(folder: Place) -> StoredModel:
     try:
         fields = json.loads((folder / "config.json").read_bytes())
         config = read_config(fields).model
@@ -133,7 +133,7 @@ def _open_hugging_face(folder: Path) -> StoredModel:
     )
 
 
-def _vocabulary(path: Path) -> dict[str, str] | None:
+def _vocabulary(path: Place) -> dict[str, str] | None:
     """What a tokenizer.json's ids stand for, as a record's content; two that split texts otherwise may still merge."""
     if not path.is_file():
         return None

@@ -1,8 +1,6 @@
 """Writing a merged model: a checkpoint from checkpoints, a Hugging Face folder from Hugging Face folders."""
 
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,8 @@ from mmbert_jax.hf.weights import save_weights
 from mmbert_jax.merge.models import CHECKPOINT, StoredModel
 from mmbert_jax.merge.recipe import Recipe
 from mmbert_jax.merge.report import Outcome, to_json
+from mmbert_jax.places import Place, place, resolved
+from mmbert_jax.run import SUMS
 
 REPORT = "merge.json"
 # What belongs to a model's folder besides its weights; everything else in it tells of the one model alone.
@@ -24,12 +24,12 @@ COPIED = ("config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.
 MAX_SHARD_BYTES = 5_000_000_000
 
 
-def check_target(output: Path, models: Iterable[StoredModel]) -> None:
+def check_target(output: Place, models: Iterable[StoredModel]) -> None:
     """Raises a `UserError` where the output would overwrite something that a merge did not write, or a model."""
     models = list(models)
     for model in models:
-        source = Path(model.path).resolve()
-        if source == output.resolve() or output.resolve() in source.parents:
+        source, target = resolved(model.path), resolved(output)
+        if source == target or target in source.parents:
             raise UserError(
                 f"--output {output} would overwrite {model.path}; choose another folder"
             )
@@ -40,7 +40,7 @@ def check_target(output: Path, models: Iterable[StoredModel]) -> None:
 
 
 def write_merged(
-    output: Path,
+    output: Place,
     recipe: Recipe,
     base: StoredModel | None,
     models: Sequence[StoredModel],
@@ -109,20 +109,20 @@ def _parent(model: StoredModel) -> dict[str, Any]:
     return {"path": model.path} | {key: model.meta.get(key) for key in ("phase", "step", "tokens")}
 
 
-def _write_checkpoint(output: Path, tensors: dict, meta: Meta, report: dict) -> None:
-    with atomic_folder(output) as folder:
+def _write_checkpoint(output: Place, tensors: dict, meta: Meta, report: dict) -> None:
+    with atomic_folder(output, last=SUMS) as folder:
         save_params(folder, unflatten_dict(tensors, sep="/"), meta)
         write_json(folder / REPORT, report)
 
 
-def _write_folder(output: Path, tensors: dict, first: StoredModel, report: dict) -> None:
-    source = Path(first.path)
+def _write_folder(output: Place, tensors: dict, first: StoredModel, report: dict) -> None:
+    source = place(first.path)
     with new_folder(output, phase="merged") as folder:
         save_weights(folder, tensors, MAX_SHARD_BYTES)
         check_written(folder, tensors)
         for pattern in COPIED:
             for file in sorted(source.glob(pattern)):
-                shutil.copyfile(file, folder / file.name)
+                (folder / file.name).write_bytes(file.read_bytes())
         write_json(folder / REPORT, report)
         write_text(folder / "README.md", _card(output.name, report))
 

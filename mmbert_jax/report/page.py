@@ -15,6 +15,7 @@ from mmbert_jax.config import flatten
 from mmbert_jax.errors import UserError
 from mmbert_jax.goodput import KINDS, Goodput, goodput, read_timeline
 from mmbert_jax.metrics import duration, read_set_aside, si
+from mmbert_jax.places import resolved
 from mmbert_jax.report.plots import plot_losses, plot_shares
 from mmbert_jax.report.run_figures import curve_figure, held_out_figure, shares_figure
 from mmbert_jax.report.runs import language_shares, steps_and_evaluations
@@ -205,9 +206,9 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def _starts_from(run: Run, other: Run) -> bool:
     start = run.config["init_from"]
-    return bool(start) and other.folder.resolve() in (
-        Path(start).resolve(),
-        *Path(start).resolve().parents,
+    return bool(start) and resolved(other.folder) in (
+        resolved(start),
+        *resolved(start).parents,
     )
 
 

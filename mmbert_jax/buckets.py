@@ -1,0 +1,124 @@
+"""Objects in buckets: written whole or not at all, and only if nobody else has written them meanwhile.
+
+There is no rename there, and no appending; what takes their place is that an object is written by one request, and that
+a store refuses a write whose condition does not hold.
+"""
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmbert_jax.places import Place, files_under, filesystem
+
+if TYPE_CHECKING:
+    import tensorstore
+
+# In a folder that is being uploaded: what lies there was left by a killed program and may be written anew.
+UPLOADING = ".uploading"
+_AT_ONCE = 16
+
+
+def kvstore_spec(path: Place | str) -> dict[str, Any]:
+    """What begins with this path in a bucket, for tensorstore; of s3:// endpoint and region are the environment's."""
+    scheme, _, rest = str(path).partition("://")
+    bucket, _, folder = rest.partition("/")
+    where = {"bucket": bucket, "path": folder}
+    if scheme == "gs":
+        return {"driver": "gcs", **where}
+    spec = {"driver": "s3", **where}
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        spec["endpoint"] = endpoint
+    if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
+        spec["aws_region"] = region
+    if (
+        "AWS_ACCESS_KEY_ID" in os.environ
+    ):  # the chain of all sources complains of each that is not there
+        spec["aws_credentials"] = {"type": "environment"}
+    return spec
+
+
+def read_version(path: Place) -> tuple[bytes | None, bytes]:
+    """What an object holds, None where there is none, and its version for `write_if`."""
+    found = _store(path).read(path.name).result()
+    return (found.value if found.state == "value" else None), found.stamp.generation
+
+
+def write_if(path: Place, data: bytes | None, version: bytes) -> bool:
+    """Writes an object, or removes it (None), if it is still as `read_version` found it; whether it was.
+
+    A request whose answer was lost is sent again and then refused: True also where what is there is what was to be.
+    """
+    if _store(path).write(path.name, data, if_equal=version).result().generation:
+        return True
+    return data is not None and read_version(path)[0] == data
+
+
+def write(path: Place, data: bytes) -> None:
+    """Writes an object, whatever was there."""
+    filesystem(path).pipe_file(str(path), data)
+
+
+def upload(local: Path, path: Place) -> None:
+    """Copies a file into a bucket; the object is there when all of it is."""
+    filesystem(path).put_file(str(local), str(path))
+
+
+def upload_folder(local: Path, folder: Place, last: str | None) -> None:
+    """Copies a folder's files into a bucket, in place of what is there.
+
+    A mark, `UPLOADING`, is there from the first object to the last, and what bears the name `last` comes after all
+    else: a reader that needs it, or looks for the mark, takes no folder whose upload was killed for a whole one.
+    """
+    write(folder / UPLOADING, b"")
+    before = [path for path in files_under(folder) if path.name != UPLOADING]
+    remove(path for path in before if path.name == last)
+    files = [path.relative_to(local) for path in local.rglob("*") if path.is_file()]
+    names = {name.as_posix() for name in files}
+    at_end = [name for name in files if name.name == last]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        first = (name for name in files if name.name != last)
+        list(pool.map(lambda name: upload(local / name, folder / name.as_posix()), first))
+    prefix = len(str(folder)) + 1
+    remove(path for path in before if str(path)[prefix:] not in names)
+    for name in at_end:
+        upload(local / name, folder / name.as_posix())
+    (folder / UPLOADING).unlink()
+
+
+def download_folder(folder: Place, local: Path) -> None:
+    """Copies what a folder in a bucket holds to a disk."""
+    prefix = len(str(folder)) + 1
+
+    def fetch(path: Place) -> None:
+        target = local / str(path)[prefix:]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        filesystem(path).get_file(str(path), str(target))
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(fetch, files_under(folder)))
+
+
+def copy_folder(source: Place, target: Place) -> None:
+    """Copies a folder within a bucket, object by object."""
+    prefix, files = len(str(source)) + 1, filesystem(source)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(
+            pool.map(
+                lambda path: files.cp_file(str(path), str(target / str(path)[prefix:])),
+                files_under(source),
+            )
+        )
+
+
+def remove(paths: Iterable[Place]) -> None:
+    """Removes objects; some may be gone already."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(lambda path: path.unlink(missing_ok=True), paths))
+
+
+def _store(path: Place) -> "tensorstore.KvStore":
+    import tensorstore  # not what programs that see no bucket have to wait for
+
+    return tensorstore.KvStore.open(kvstore_spec(f"{path.parent}/")).result()
