@@ -15,17 +15,16 @@ from mmbert_jax.growing import GrowingFile, JsonLines
 from mmbert_jax.places import Place
 from mmbert_jax.run import METRICS, METRICS_SET_ASIDE
 
-# tensorboardX imports torch where that is installed, for types that are never given to it here: seconds at each start,
-# and a second set of CUDA libraries in a training process. It does without where there is no such module.
-_hide_torch = "torch" not in sys.modules
-if _hide_torch:
-    sys.modules["torch"] = None
+# tensorboardX imports these where they are installed, for types and places that it is never given here: seconds at each
+# start, and a second set of CUDA libraries in a training process. It does without where there are no such modules.
+_hidden = {"torch", "boto3", "google.cloud.storage"} - sys.modules.keys()
+sys.modules.update(dict.fromkeys(_hidden))
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # noqa: E402
 from tensorboardX.proto.summary_pb2 import Summary  # noqa: E402
 from tensorboardX.record_writer import masked_crc32c  # noqa: E402
 
-if _hide_torch:
-    del sys.modules["torch"]
+for _name in _hidden:
+    del sys.modules[_name]
 
 
 class MetricsWriter:

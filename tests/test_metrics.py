@@ -77,10 +77,13 @@ def test_crc_is_the_published_one():
     assert crc32c(b"123456789") == 0xE3069283
 
 
-def test_a_training_process_does_not_import_torch():
+def test_a_training_process_does_not_import_what_it_does_not_need():
     """It still can, for whoever wants it."""
     pytest.importorskip("torch")
-    code = "import sys, mmbert_jax.train; assert 'torch' not in sys.modules; import torch"
+    code = (
+        "import sys, mmbert_jax.train; assert not {'torch', 'boto3', 'gcsfs'} & sys.modules.keys()"
+    )
+    code += "; import torch, boto3, google.cloud.storage"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
