@@ -109,7 +109,7 @@ def test_an_object_that_changes_meanwhile_is_named(copied):
     whole = shard.read_bytes()
     for changed, words in (
         (whole[:-5], "shorter than it was written"),
-        (whole[:100] + bytes([whole[100] ^ 8]) + whole[101:], "row 0 is damaged"),
+        (whole[:140] + bytes([whole[140] ^ 8]) + whole[141:], "row 0 is damaged"),
     ):
         shard.write_bytes(changed)
         with pytest.raises(UserError, match=f"{shard}: .*{words}"):
