@@ -104,7 +104,7 @@ def test_an_upload_that_ends_half_way_leaves_no_corpus(tmp_path, gs_bucket, monk
         return put(local, remote, **options)
 
     monkeypatch.setattr(system, "put_file", fail)
-    with pytest.raises(OSError, match="the network is gone"):
+    with pytest.raises(UserError, match="gs:.*corpus: .*the network is gone"):
         prepare_corpus(inputs, settings, output, 1, "second", overwrite=True)
     assert not (output / "manifest.json").exists()
 
