@@ -5,7 +5,7 @@ a store refuses a write whose condition does not hold.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,15 +28,30 @@ def kvstore_spec(path: Place | str) -> dict[str, Any]:
     if scheme == "gs":
         return {"driver": "gcs", **where}
     spec = {"driver": "s3", **where}
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
-        spec["endpoint"] = endpoint
-    if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
+        # A store that is not Amazon's need not know of regions; requests are signed for one all the same.
+        spec["endpoint"], region = endpoint, region or "us-east-1"
+    if region:
         spec["aws_region"] = region
     if (
         "AWS_ACCESS_KEY_ID" in os.environ
     ):  # the chain of all sources complains of each that is not there
         spec["aws_credentials"] = {"type": "environment"}
     return spec
+
+
+def open_store(prefix: str, **context: dict[str, Any]) -> "tensorstore.KvStore":
+    """What begins with `prefix` in a bucket, through tensorstore.
+
+    Args:
+      context: resources of the driver: `request_concurrency`, `request_retries`.
+    """
+    import tensorstore  # not what programs that see no bucket have to wait for
+
+    spec = kvstore_spec(prefix)
+    spec["context"] = {f"{spec['driver']}_{name}": x for name, x in context.items()}
+    return tensorstore.KvStore.open(spec).result()
 
 
 def read_version(path: Place) -> tuple[bytes | None, bytes]:
@@ -77,9 +92,8 @@ def upload_folder(local: Path, folder: Place, last: str | None) -> None:
     files = [path.relative_to(local) for path in local.rglob("*") if path.is_file()]
     names = {name.as_posix() for name in files}
     at_end = [name for name in files if name.name == last]
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        first = (name for name in files if name.name != last)
-        list(pool.map(lambda name: upload(local / name, folder / name.as_posix()), first))
+    first = (name for name in files if name.name != last)
+    _for_each(first, lambda name: upload(local / name, folder / name.as_posix()))
     prefix = len(str(folder)) + 1
     remove(path for path in before if str(path)[prefix:] not in names)
     for name in at_end:
@@ -96,29 +110,28 @@ def download_folder(folder: Place, local: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         filesystem(path).get_file(str(path), str(target))
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        list(pool.map(fetch, files_under(folder)))
+    _for_each(files_under(folder), fetch)
 
 
 def copy_folder(source: Place, target: Place) -> None:
     """Copies a folder within a bucket, object by object."""
     prefix, files = len(str(source)) + 1, filesystem(source)
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        list(
-            pool.map(
-                lambda path: files.cp_file(str(path), str(target / str(path)[prefix:])),
-                files_under(source),
-            )
-        )
+    _for_each(
+        files_under(source),
+        lambda path: files.cp_file(str(path), str(target / str(path)[prefix:])),
+    )
 
 
 def remove(paths: Iterable[Place]) -> None:
     """Removes objects; some may be gone already."""
+    _for_each(paths, lambda path: path.unlink(missing_ok=True))
+
+
+def _for_each(items: Iterable[Any], act: Callable[[Any], None]) -> None:
+    """Several at a time, since each waits for its answer; raises what the first that fails does."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        list(pool.map(lambda path: path.unlink(missing_ok=True), paths))
+        list(pool.map(act, items))
 
 
 def _store(path: Place) -> "tensorstore.KvStore":
-    import tensorstore  # not what programs that see no bucket have to wait for
-
-    return tensorstore.KvStore.open(kvstore_spec(f"{path.parent}/")).result()
+    return open_store(f"{path.parent}/")

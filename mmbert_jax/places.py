@@ -58,12 +58,23 @@ def files_under(folder: Place) -> list[Place]:
     """Every file in a folder and in its folders, sorted; of a bucket, by one listing."""
     if not is_remote(folder):
         return sorted(path for path in folder.rglob("*") if path.is_file())
-    scheme = str(folder).partition("://")[0]
-    return sorted(
-        epath.Path(f"{scheme}://{name}")
-        for name in filesystem(folder).find(str(folder))
-        if name[-1] != "/"
-    )
+    return sorted(folder / name for name in objects_under(folder))
+
+
+def objects_under(folder: Place, maxdepth: int | None = None) -> dict[str, int]:
+    """Name below a folder in a bucket -> bytes; by one listing, a request for a thousand names.
+
+    Args:
+      maxdepth: 1 for what lies right in the folder; None for all.
+    """
+    system, root = fsspec.core.url_to_fs(str(folder))
+    root = root.rstrip("/")
+    return {
+        name.removeprefix(root).strip("/"): info["size"]
+        for name, info in system.find(root, maxdepth=maxdepth, detail=True).items()
+        # Some tools leave an empty object that stands for a folder.
+        if info["type"] == "file" and not name.endswith("/") and name != root
+    }
 
 
 def can_rename(folder: Place) -> bool:

@@ -5,17 +5,17 @@ credentials as it does for checkpoints. What is in memory is what was asked for,
 """
 
 import functools
-import os
 import re
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import fsspec
-import tensorstore as ts
-
+from mmbert_jax import buckets
 from mmbert_jax.data import shards
 from mmbert_jax.errors import UserError, brief
-from mmbert_jax.places import Place
+from mmbert_jax.places import Place, objects_under
+
+if TYPE_CHECKING:
+    import tensorstore
 
 # A store answers in some 30 ms, so this many bring 3,000 to 4,000 rows a second.
 REQUESTS_AT_ONCE = 128
@@ -33,13 +33,11 @@ class Slot(Protocol):
 
 
 def sizes(folder: Place) -> dict[str, int]:
-    """Name -> bytes of the objects right in a folder, by listing it: a request for a thousand of them."""
-    file_system, path = fsspec.core.url_to_fs(str(folder))
+    """Name -> bytes of the objects right in a folder."""
     try:
-        found = file_system.find(path, maxdepth=1, detail=True)
+        return objects_under(folder, maxdepth=1)
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed: {brief(error)}") from None
-    return {name.rpartition("/")[2]: info["size"] for name, info in found.items()}
 
 
 def read(wanted: Sequence[tuple[Slot, int]]) -> list[bytes]:
@@ -95,20 +93,8 @@ def _split(path: str) -> tuple[str, str]:
 
 
 @functools.cache
-def _store(bucket: str) -> ts.KvStore:
+def _store(bucket: str) -> "tensorstore.KvStore":
     """A bucket, opened once in each process."""
-    scheme, _, name = bucket.partition("://")
-    driver = {"gs": "gcs", "s3": "s3"}[scheme]
-    spec: dict[str, Any] = {
-        "driver": driver,
-        "bucket": name,
-        "context": {
-            f"{driver}_request_concurrency": {"limit": REQUESTS_AT_ONCE},
-            f"{driver}_request_retries": RETRIES,
-        },
-    }
-    if scheme == "s3" and (endpoint := os.environ.get("AWS_ENDPOINT_URL")):
-        # As boto and s3fs take it, for stores that are not Amazon's.
-        spec["endpoint"] = endpoint
-        spec["aws_region"] = os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
-    return ts.KvStore.open(spec).result()
+    return buckets.open_store(
+        f"{bucket}/", request_concurrency={"limit": REQUESTS_AT_ONCE}, request_retries=RETRIES
+    )

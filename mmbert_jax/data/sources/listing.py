@@ -1,13 +1,10 @@
 """What lies below a folder, on a disk or in a bucket: without hidden names, links followed, every folder once."""
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import fsspec
-
-from mmbert_jax.places import Place, is_remote
+from mmbert_jax.places import Place, is_remote, objects_under
 
 
 @dataclass(frozen=True)
@@ -83,10 +80,9 @@ def _list_disk(folder: Path, parts: tuple[str, ...], listing: Listing, seen: set
 
 
 def _list_bucket(folder: Place, listing: Listing) -> None:
-    # One listing, however many folders: a request for a thousand names.
-    system, root = fsspec.core.url_to_fs(str(folder))
     hidden = set()
-    for below, size in sorted(_names(system, root)):
+    names = objects_under(folder).items()
+    for below, size in sorted((tuple(filter(None, name.split("/"))), size) for name, size in names):
         first = next((i for i, part in enumerate(below) if part.startswith(".")), None)
         if first is not None:
             hidden.add(below[: first + 1])
@@ -94,11 +90,3 @@ def _list_bucket(folder: Place, listing: Listing) -> None:
             path = folder.joinpath(*below)
             listing.files.append(Found(path, below, str(path), size))
     listing.hidden = len(hidden)
-
-
-def _names(system: fsspec.AbstractFileSystem, root: str) -> Iterator[tuple[tuple[str, ...], int]]:
-    for name, info in system.find(root, detail=True).items():
-        below = name.removeprefix(root.rstrip("/")).strip("/")
-        # Some tools leave an empty object that stands for the folder itself.
-        if below and not name.endswith("/") and info["type"] == "file":
-            yield tuple(part for part in below.split("/") if part), info["size"]
