@@ -1,5 +1,6 @@
 """Files, locks, checkpoints and whole runs on gs:// and s3://, as on the disk: the same, whole, or named."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from data.tiny_corpus import write_corpus
+from lock_holder import start_holder
 from tiny import tiny_config
 
 from mmbert_jax import buckets, checkpoint, growing, run_lock
@@ -114,17 +116,6 @@ def test_lines_are_there_when_they_are_flushed(bucket, monkeypatch):
 # --- the lock ---
 
 QUICK = {"BEAT_SECONDS": 0.2, "PATIENCE_SECONDS": 2.0, "_LOOK_SECONDS": 0.1}
-HOLDER = f"""
-import os, signal, sys
-from mmbert_jax import run_lock
-from mmbert_jax.places import place
-vars(run_lock).update({QUICK!r})
-run_lock.take(place(sys.argv[1]))
-print("held", flush=True)
-if sys.argv[2] == "killed":
-    os.kill(os.getpid(), signal.SIGKILL)
-sys.stdin.read()
-"""
 
 
 @pytest.fixture
@@ -135,17 +126,10 @@ def quick(monkeypatch):
         yield
 
 
-def start_holder(run, how) -> subprocess.Popen:
-    words = [sys.executable, "-W", "ignore", "-c", HOLDER, str(run), how]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"held\n"
-    return process
-
-
 @pytest.mark.usefixtures("quick")
 def test_one_holds_the_lock_and_one_that_is_dead_is_followed(bucket, monkeypatch):
     run = place(bucket) / "run"
-    process = start_holder(run, "lives")
+    process = start_holder(run, "lives", json.dumps(QUICK))
     try:
         # As from another machine, where there is no process to look at.
         monkeypatch.setattr(run_lock, "_died_here", lambda lock: False)
@@ -164,7 +148,7 @@ def test_one_holds_the_lock_and_one_that_is_dead_is_followed(bucket, monkeypatch
 @pytest.mark.usefixtures("quick")
 def test_of_many_that_follow_a_dead_holder_one_gets_the_lock(bucket):
     run, got = place(bucket) / "run", []
-    start_holder(run, "killed").wait()
+    start_holder(run, "killed", json.dumps(QUICK)).wait()
 
     def take():
         try:

@@ -3,12 +3,11 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
+from lock_holder import start_holder
 from tiny import tiny_config
 
 from mmbert_jax import run_lock, watchdog
@@ -18,20 +17,6 @@ from mmbert_jax.run import LOCK, is_free
 
 # What the module's constants are here; a process that is stopped for longer than its patience is taken over.
 QUICK = {"BEAT_SECONDS": 0.1, "PATIENCE_SECONDS": 1.5, "_LOOK_SECONDS": 0.05}
-HOLDER = f"""
-import os, signal, sys, time
-from pathlib import Path
-from mmbert_jax import run_lock
-vars(run_lock).update({QUICK!r})
-run_lock.take(Path(sys.argv[1]))
-print("held", flush=True)
-if sys.argv[2] == "killed":
-    os.kill(os.getpid(), signal.SIGKILL)
-while True:
-    sys.stdin.readline()
-    run_lock.check()
-    (Path(sys.argv[1]) / "written").touch()
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -40,13 +25,6 @@ def quick(monkeypatch):
         monkeypatch.setattr(run_lock, name, seconds)
     with run_lock.released_at_end():
         yield
-
-
-def start_holder(run, how) -> subprocess.Popen:
-    words = [sys.executable, "-c", HOLDER, str(run), how]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"held\n"
-    return process
 
 
 def seconds_of(act) -> float:
@@ -79,7 +57,7 @@ def test_the_second_is_refused_and_told_who_is_first(tmp_path):
 
 
 def test_after_a_sigkill_nobody_waits(tmp_path):
-    start_holder(tmp_path, "killed").communicate()
+    start_holder(tmp_path, "killed", json.dumps(QUICK)).communicate()
     assert is_free(tmp_path)
     assert run_lock.holder(tmp_path) is None
     assert seconds_of(lambda: run_lock.take(tmp_path)) < QUICK["PATIENCE_SECONDS"] / 2
@@ -90,7 +68,7 @@ def test_after_a_sigkill_nobody_waits(tmp_path):
 @pytest.mark.parametrize("entry", ["host", "boot", "namespace"])
 def test_of_a_process_elsewhere_the_counter_tells(tmp_path, entry):
     """Where processes cannot be looked at, a lock is taken when its counter has stood still for long enough."""
-    start_holder(tmp_path, "killed").communicate()
+    start_holder(tmp_path, "killed", json.dumps(QUICK)).communicate()
     change(tmp_path, **{entry: "another"})
     assert seconds_of(lambda: run_lock.take(tmp_path)) >= QUICK["PATIENCE_SECONDS"]
     change(tmp_path, **{entry: "another"})
@@ -99,7 +77,7 @@ def test_of_a_process_elsewhere_the_counter_tells(tmp_path, entry):
 
 
 def test_who_was_stopped_and_taken_over_writes_no_more(tmp_path):
-    holder = start_holder(tmp_path, "stopped")
+    holder = start_holder(tmp_path, "stopped", json.dumps(QUICK))
     holder.send_signal(signal.SIGSTOP)
     run_lock.take(tmp_path)
     holder.send_signal(signal.SIGCONT)
@@ -117,7 +95,7 @@ def test_a_lock_that_was_never_written_is_no_obstacle(tmp_path):
 
 
 def test_of_many_that_follow_a_dead_one_a_single_one_holds(tmp_path, monkeypatch):
-    start_holder(tmp_path, "killed").communicate()
+    start_holder(tmp_path, "killed", json.dumps(QUICK)).communicate()
     ended, outcomes = [], []
     monkeypatch.setattr(watchdog, "end_program", lambda *how: ended.append(how))
 

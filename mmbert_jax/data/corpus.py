@@ -96,10 +96,10 @@ def rows_to_arrays(
             tokens[i, : len(of_row)] = of_row
             begins[i, 0] = begins[i, ends] = True
     begins = begins[:, :-1]  # without the one that would follow a full row
-    place = np.arange(row_length, dtype=np.int32)
-    inside = place < lengths
+    column = np.arange(row_length, dtype=np.int32)
+    inside = column < lengths
     segment_ids = np.cumsum(begins, axis=1, dtype=np.int32)
-    positions = place - np.maximum.accumulate(np.where(begins, place, 0), axis=1)
+    positions = column - np.maximum.accumulate(np.where(begins, column, 0), axis=1)
     return {"tokens": tokens, "segment_ids": segment_ids * inside, "positions": positions * inside}
 
 
