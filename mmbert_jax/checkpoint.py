@@ -326,7 +326,13 @@ def save_params(path: str | Place, params: Tree, meta: Meta) -> None:
     Raises:
       UserError: the folder holds something already, or could not be written.
     """
-    with atomic_folder(path, last=SUMS) as run, open_manager(run, keep=1) as manager:
+    with atomic_folder(path, last=SUMS) as run:
+        write_params(run, params, meta)
+
+
+def write_params(run: Place, params: Tree, meta: Meta) -> None:
+    """The same into a folder that the caller makes, which takes its name when more than this lies in it."""
+    with open_manager(run, keep=1) as manager:
         save(manager, meta["step"], {"params": params}, meta)
         with _saying_where(manager):
             manager.wait_until_finished()

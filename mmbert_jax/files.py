@@ -15,6 +15,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -174,6 +175,9 @@ def hidden_folder(path: str | Place) -> Iterator[Path]:
     try:
         with naming(path, partial):
             yield partial
+    except BaseException:
+        _remove_for_good(partial)
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if lock is not None:
@@ -397,6 +401,24 @@ def _clear(target: Path) -> None:
         else:
             at_work = True
         os.close(descriptor)
+
+
+def _remove_for_good(folder: Path) -> None:
+    """Removes a folder into which threads of a library that has failed may still be writing.
+
+    They put a file into what is being emptied, and make anew what is gone; so it is removed until it stays away, for
+    a few seconds. One that cannot be removed at all is left to the next program, see `_clear`.
+    """
+    absent = 0
+    for _ in range(100):
+        if not os.path.lexists(folder):
+            absent += 1
+            if absent == 3:
+                return
+        else:
+            absent = 0
+            shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
 
 
 def _publish(partial: Path, target: Path) -> None:

@@ -1,11 +1,13 @@
 """Nothing is ever half there, whatever fails; JSON that every reader takes."""
 
+import contextlib
 import errno
 import fcntl
 import json
 import math
 import os
 import stat
+import threading
 
 import numpy as np
 import pytest
@@ -171,6 +173,24 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
     assert raised.value.filename == str(tmp_path / "b" / "no")
     assert names(tmp_path) == ["a"]
     assert names(tmp_path / "a") == ["x"]
+
+
+def test_a_folder_into_which_threads_still_write_is_removed_for_good(tmp_path):
+    """As those of a library that has failed do: they make anew what is gone."""
+    ended = threading.Event()
+
+    def write(folder):
+        for number in range(3000):
+            (folder / "item").mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                (folder / "item" / str(number)).touch()
+        ended.set()
+
+    with pytest.raises(ValueError, match="mine"), atomic_folder(tmp_path / "out") as folder:
+        threading.Thread(target=write, args=(folder,)).start()
+        raise ValueError("mine")
+    assert ended.wait(10)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_is_replaced_only_by_a_whole_one(tmp_path):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from mmbert_jax.checkpoint import Meta, save_params
+from mmbert_jax.checkpoint import Meta, write_params
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import atomic_folder, check_folder, write_json, write_text
 from mmbert_jax.hf.export import check_output, check_written, new_folder
@@ -111,7 +111,7 @@ def _parent(model: StoredModel) -> dict[str, Any]:
 
 def _write_checkpoint(output: Place, tensors: dict, meta: Meta, report: dict) -> None:
     with atomic_folder(output, last=SUMS) as folder:
-        save_params(folder, unflatten_dict(tensors, sep="/"), meta)
+        write_params(folder, unflatten_dict(tensors, sep="/"), meta)
         write_json(folder / REPORT, report)
 
 
