@@ -10,11 +10,10 @@ from ml_collections import ConfigDict
 
 from mmbert_jax.data.pipeline import PhaseData, microbatches, open_data
 from mmbert_jax.optim.schedules import batch_rows, mixture_rows, phase_rows
-from mmbert_jax.parallel.processes import RESTART
 from mmbert_jax.parallel.sharding import local_rows, put_rows
 from mmbert_jax.rollback import Stretch, next_row
 from mmbert_jax.step import phase_seed
-from mmbert_jax.watchdog import deadline
+from mmbert_jax.waiting import data_in_time
 
 
 def open_phase(config: ConfigDict) -> PhaseData:
@@ -40,11 +39,6 @@ def read_batches(
     microbatch_rows = config.train.microbatch_rows
     slots = -(-config.train.batch_rows // microbatch_rows)
     mine = local_rows(mesh, microbatch_rows, "config.train.microbatch_rows")
-    minutes = config.data.stall_minutes
-    stalled = (
-        f"no batch came within {minutes} minutes (config.data.stall_minutes): what holds {config.data.corpus} does not"
-        " answer. The same command, run again, goes on from the newest checkpoint"
-    )
 
     def stream_from(row: int) -> Iterator[dict[str, np.ndarray]]:
         workers, prefetch = config.data.loader_workers, config.data.prefetch
@@ -55,7 +49,7 @@ def read_batches(
     while row < rows:
         wanted = step_rows(config, row, rows)
         count = -(-wanted // microbatch_rows)
-        with deadline(60 * minutes, stalled, RESTART):
+        with data_in_time(config):
             parts = [next(stream) for _ in range(count)]
         empty = [{name: np.zeros_like(x) for name, x in parts[0].items()}] * (slots - count)
         batch = {name: np.stack([part[name] for part in parts + empty]) for name in parts[0]}

@@ -1,10 +1,9 @@
 """What can be known before a long run: config, data, checkpoints, room on the disk, and that the step compiles."""
 
-import os
+import resource
 import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,10 +15,12 @@ from mmbert_jax.checks import check_resume, check_start, check_tokenizer
 from mmbert_jax.checksums import damage, sha256
 from mmbert_jax.config import check_run, complete, validate
 from mmbert_jax.data.mixture import describe
-from mmbert_jax.data.pipeline import PhaseData, held_out_batches
+from mmbert_jax.data.open_files import most_open
+from mmbert_jax.data.pipeline import PhaseData, find_corpora, held_out_rows, records_of
 from mmbert_jax.data.tokenizer_identity import is_recorded, short
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import check_access
+from mmbert_jax.machine import describe_mesh
 from mmbert_jax.metrics import data_size, si
 from mmbert_jax.optim.schedules import phase_rows, phase_steps
 from mmbert_jax.parallel.mesh import make_mesh
@@ -28,6 +29,9 @@ from mmbert_jax.places import Place, absolute, can_rename
 from mmbert_jax.run import checkpoint as checkpoint_folder
 from mmbert_jax.run import complete_steps
 from mmbert_jax.step import abstract_state, compile_train_step
+
+# Checkpoints are written with as many files at a time, beside the loader's and the program's own.
+_FEWEST_OPEN = 128
 
 
 def dry_run(config: ConfigDict, workdir: Place) -> bool:
@@ -61,6 +65,8 @@ def dry_run(config: ConfigDict, workdir: Place) -> bool:
     check("tokeniser", ("data",), lambda data: _tokenizer(config, data))
     check("same data", ("data",), lambda data: _same_data(config, data, workdir))
     check("held-out rows", ("data",), lambda _: _held_out(config))
+    check("reading rows", ("data",), lambda data: _rows(config, data))
+    check("open files", (), lambda: _open_files())
     check("run folder", ("config",), lambda _: _run(config, workdir))
     check("lock", ("run folder",), lambda _: _lock(workdir))
     check(
@@ -88,7 +94,7 @@ def _mesh(config: ConfigDict) -> tuple[jax.sharding.Mesh, str]:
     mesh = make_mesh(config.mesh)
     local_rows(mesh, config.train.microbatch_rows, "config.train.microbatch_rows")
     abstract_state(config, mesh)  # every dimension divides over its axis
-    return mesh, f"{dict(mesh.shape)} on {mesh.size} x {mesh.devices.flat[0].device_kind}"
+    return mesh, describe_mesh(config, mesh).replace("\n", "; ")
 
 
 def _data(config: ConfigDict) -> tuple[PhaseData, str]:
@@ -98,8 +104,9 @@ def _data(config: ConfigDict) -> tuple[PhaseData, str]:
 
 def _tokenizer(config: ConfigDict, data: PhaseData) -> tuple[bool, str]:
     check_tokenizer(config, data)
-    places = Path(config.data.corpus).glob("**/tokenizer/" + data.tokenizer["file"])
-    files = sorted(path for path in places if path.is_file())
+    folders, _ = find_corpora(config.data)
+    files = [folder / "tokenizer" / data.tokenizer["file"] for folder in folders]
+    files = [path for path in files if path.is_file()]
     if not files:
         return True, "not in the corpus: training does without it, export asks for it"
     for path in files:
@@ -115,13 +122,45 @@ def _same_data(config: ConfigDict, data: PhaseData, workdir: Place) -> tuple[int
 
 
 def _held_out(config: ConfigDict) -> tuple[bool, str]:
-    batches = held_out_batches(config.data, 64, config.eval.rows_per_language)
-    languages = {name for _, names in batches for name in names} - {""}
-    if not languages:
+    rows, sources = held_out_rows(config.data, config.eval.rows_per_language)
+    if not rows:
         raise UserError(
             f"{config.data.corpus} has no held-out rows of {config.data.row_length} tokens"
         )
-    return True, f"{len(languages)} languages"
+    _, source, row = rows[-1]
+    sources[source][row]
+    return True, f"{len(rows)} of {len({language for language, *_ in rows})} languages"
+
+
+def _rows(config: ConfigDict, data: PhaseData) -> tuple[bool, str]:
+    """How long storage takes for a row, and what it gives where many are asked for, as a run does.
+
+    They are from all over the phase, so that no cache has them; the first row's reading opens what all need.
+    """
+    rows = phase_rows(config.train, config.data.row_length)
+    records_of(data, 0, 1)
+    began = time.perf_counter()
+    records_of(data, rows - 1, rows)
+    one = time.perf_counter() - began
+    many = min(rows // 2, 16 * max(source.in_flight for source in data.sources if source))
+    if not many:
+        return True, f"a row takes {1e3 * one:.1f} ms"
+    began = time.perf_counter()
+    records_of(data, rows // 2, rows // 2 + many)
+    rate = many / (time.perf_counter() - began)
+    return True, (
+        f"a row takes {1e3 * one:.1f} ms; {si(rate)} rows/s, {si(rate * config.data.row_length)} tokens/s of one thread"
+        f" where {many} are asked for together"
+    )
+
+
+def _open_files() -> tuple[bool, str]:
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most < _FEWEST_OPEN:
+        raise UserError(
+            f"a process may open {most} files (ulimit -n), and a run wants {_FEWEST_OPEN}: raise it for this user"
+        )
+    return True, f"a process may open {most}; the loader keeps at most {most_open()} shards open"
 
 
 def _run(config: ConfigDict, workdir: Place) -> tuple[Place | None, str]:
@@ -184,8 +223,7 @@ def _disk(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Place) -> tuple[
             f"{folder} has {data_size(free)} free, and {kept} checkpoints of {data_size(one)} need"
             f" {data_size(needed)} more: make room, or keep fewer (config.checkpoint.keep, keep_every_steps)"
         )
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{folder} cannot be written to: choose another --workdir")
+    check_access(folder)
     return (
         True,
         f"{data_size(free)} free, {data_size(needed)} needed for checkpoints of {data_size(one)}",

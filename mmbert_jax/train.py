@@ -8,7 +8,6 @@ uninterrupted run would have done. In a job of several processes, each of them r
 start them.
 """
 
-import contextlib
 import os
 import sys
 import time
@@ -28,20 +27,17 @@ from mmbert_jax.checks import check_resume, check_start, check_tokenizer
 from mmbert_jax.config import check_run, claim_run, complete, validate
 from mmbert_jax.config_file import read, split_overrides
 from mmbert_jax.data.mixture import describe
-from mmbert_jax.data.pipeline import PhaseData, first_rows
+from mmbert_jax.data.pipeline import PhaseData
 from mmbert_jax.dry_run import dry_run
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.evaluate.heldout import Results, by_group, evaluate, group_table
 from mmbert_jax.fingerprint import fingerprint
-from mmbert_jax.flops import forward_flops_per_token
 from mmbert_jax.goodput import Timeline, process_start, summary
-from mmbert_jax.kernels import attention
+from mmbert_jax.machine import describe_mesh, time_at_peak
 from mmbert_jax.metrics import MetricsWriter, si
-from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.row_keys import in_words
 from mmbert_jax.optim.schedules import learning_rate, phase_rows, phase_steps
 from mmbert_jax.parallel import processes
-from mmbert_jax.parallel.hardware import peak_flops
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.processes import everywhere, once
 from mmbert_jax.parallel.sharding import local_rows
@@ -54,7 +50,7 @@ from mmbert_jax.run import complete_steps
 from mmbert_jax.step import State, abstract_state, compile_train_step, init_state
 from mmbert_jax.step_log import Record, SkippedSteps, StepLog
 from mmbert_jax.step_log import read as read_record
-from mmbert_jax.watchdog import deadline
+from mmbert_jax.waiting import saves_in_time, step_in_time
 
 _CONFIG = flags.DEFINE_string(
     "config", None, "Config file, e.g. configs/phase1.py or configs/phase1.py:small."
@@ -148,7 +144,9 @@ def train(
     say(same_data)
     check_agreement({"data": fingerprint(config, data, seen_from)})
     check_tokenizer(config, data)
-    seconds_of_a_token = time_at_peak(config, mesh, data)
+    seconds_of_a_token, work = time_at_peak(config, mesh, data)
+    if work:
+        say(work)
 
     # --- state: resumed, or started from another run's checkpoint, or from scratch ---
     abstract = abstract_state(config, mesh)
@@ -299,35 +297,6 @@ def train(
     )
 
 
-def describe_mesh(config: ConfigDict, mesh: Mesh) -> str:
-    """The devices, and which implementation of attention they run."""
-    model = ModelConfig.from_config(config.model)
-    shape = (config.train.microbatch_rows, config.data.row_length, model.num_heads, model.head_dim)
-    windows = (None, model.attention_window // 2)
-    return (
-        f"mesh {dict(mesh.shape)} on {mesh.size} x {mesh.devices.flat[0].device_kind}, {jax.process_count()} processes"
-        f"\nattention: {attention.describe(mesh, shape, config.dtype, windows)}"
-    )
-
-
-def time_at_peak(config: ConfigDict, mesh: Mesh, data: PhaseData) -> float | None:
-    """Seconds of a token's FLOPs, forward and backward, on all devices at their peak; None where that is unknown."""
-    peak = peak_flops(mesh.devices.flat[0].device_kind)
-    if not peak:
-        return None
-    # The lengths of documents decide what attention costs.
-    sample = first_rows(data, 64)["segment_ids"]
-    model = ModelConfig.from_config(config.model)
-    flops = {
-        part: 3 * x for part, x in forward_flops_per_token(model, config.mask.ratio, sample).items()
-    }
-    parts = ", ".join(f"{part} {x / 1e6:.1f}" for part, x in flops.items())
-    say(
-        f"{sum(flops.values()) / 1e6:.1f} MFLOP a token ({parts}); peak of a device {peak / 1e12:.0f} TFLOP/s"
-    )
-    return sum(flops.values()) / peak / mesh.size
-
-
 def record_held_out(
     config: ConfigDict, results: Results, writer: MetricsWriter | None, step: int, row: int
 ) -> dict[str, Any]:
@@ -357,24 +326,6 @@ def evaluate_last(config: ConfigDict, mesh: Mesh, state: State, workdir: Place, 
 def is_multiple(step: int, every: int) -> bool:
     """Whether something that is due every so many steps is due; 0 means never."""
     return bool(every) and step % every == 0
-
-
-def step_in_time(config: ConfigDict) -> contextlib.AbstractContextManager:
-    """Ends the program when a step is not done in time: another process, or a device, does not answer."""
-    return in_time("a step", config.train.stall_minutes, "config.train.stall_minutes")
-
-
-def saves_in_time(config: ConfigDict, what: str) -> contextlib.AbstractContextManager:
-    """Ends the program when a save or what is to be read is not done in time."""
-    return in_time(what, config.checkpoint.stall_minutes, "config.checkpoint.stall_minutes")
-
-
-def in_time(what: str, minutes: float, field: str) -> contextlib.AbstractContextManager:
-    message = (
-        f"{what} took longer than {minutes:g} minutes ({field}): a process, its device or its disk does not answer. The"
-        " same command, run again, goes on from the newest checkpoint"
-    )
-    return deadline(60 * minutes, message, processes.RESTART)
 
 
 def take_run_folder(

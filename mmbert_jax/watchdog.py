@@ -32,12 +32,12 @@ def deadline(seconds: float, message: str, status: int) -> Iterator[None]:
 
 
 def watched[Item](
-    items: Iterable[Item], seconds: float, message: str, status: int
+    items: Iterable[Item], in_time: Callable[[], contextlib.AbstractContextManager]
 ) -> Iterator[Item]:
-    """The items; one that takes longer than `seconds` to come ends the process, see `deadline`."""
+    """The items; each has to come before the deadline that `in_time` sets."""
     iterator = iter(items)
     while True:
-        with deadline(seconds, message, status):
+        with in_time():
             try:
                 item = next(iterator)
             except StopIteration:

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 
 import pytest
 
-# The emulator takes no notice of conditions, and does not say which generation of an object it has read out.
+# The emulator takes no notice of conditions, does not say which generation of an object it has read out, and keeps no
+# more than five connections waiting.
 _GS = """
-import sys, threading
+import socketserver, sys, threading
 from http import HTTPStatus
 from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers import objects
@@ -47,6 +48,7 @@ def download(request, response, storage, *args, _handler=objects.download, **kwa
 objects.insert, objects.delete = conditional(objects.insert), conditional(objects.delete)
 objects.download = download
 from gcp_storage_emulator.server import create_server
+socketserver.TCPServer.request_queue_size = 256
 create_server("127.0.0.1", int(sys.argv[1]), in_memory=True, default_bucket="bucket").run()
 """
 _S3 = """

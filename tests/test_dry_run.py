@@ -1,12 +1,15 @@
 """What a dry run checks, and that it leaves nothing behind."""
 
+import re
 import shutil
 
 import pytest
 from data.tiny_corpus import write_corpus
 from tiny import tiny_config
 
+from mmbert_jax.buckets import upload_folder
 from mmbert_jax.dry_run import dry_run
+from mmbert_jax.places import objects_under, place
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +27,37 @@ def test_a_run_that_can_be_started(corpus, tmp_path, capsys):
     before = sorted(corpus.rglob("*"))
     assert dry_run(config_of(corpus), tmp_path / "run")
     printed = capsys.readouterr().out
-    assert printed.count("  ok  ") == 11
+    assert printed.count("  ok  ") == 13
     assert "data fingerprint" in printed
     assert "14 steps" in printed
     assert printed.endswith("the run can be started\n")
     assert not any(tmp_path.iterdir())
     assert sorted(corpus.rglob("*")) == before
+
+
+@pytest.mark.parametrize("bucket", ["gs_bucket", "s3_bucket"])
+def test_a_run_in_a_bucket(corpus, bucket, request, capsys, monkeypatch):
+    monkeypatch.setattr("mmbert_jax.dry_run._step", lambda *_: (True, "not compiled in this test"))
+    bucket = place(request.getfixturevalue(bucket))
+    upload_folder(corpus, bucket / "corpus", last=None)
+    before = objects_under(bucket)
+    config = config_of(bucket / "corpus")
+    assert dry_run(config, bucket / "run")
+    printed = capsys.readouterr().out
+    assert re.search(r"reading rows .*: a row takes [\d.]+ ms; .* rows/s", printed)
+    assert re.search(rf"disk .*: an object was written to {bucket}/run and removed in", printed)
+    assert objects_under(bucket) == before
+    for shard in bucket.glob("corpus/held_out*"):
+        shard.unlink()
+    assert not dry_run(config, bucket / "run")
+    assert f"{shard}: shard is missing" in capsys.readouterr().out
+
+
+def test_too_few_open_files(corpus, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("mmbert_jax.dry_run._step", lambda *_: (True, "not compiled in this test"))
+    monkeypatch.setattr("resource.getrlimit", lambda _: (100, 100))
+    assert not dry_run(config_of(corpus), tmp_path / "run")
+    assert "may open 100 files (ulimit -n), and a run wants 128" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

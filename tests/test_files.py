@@ -186,9 +186,13 @@ def test_a_folder_into_which_threads_still_write_is_removed_for_good(tmp_path):
                 (folder / "item" / str(number)).touch()
         ended.set()
 
-    with pytest.raises(ValueError, match="mine"), atomic_folder(tmp_path / "out") as folder:
-        threading.Thread(target=write, args=(folder,)).start()
-        raise ValueError("mine")
+    def fail():
+        with atomic_folder(tmp_path / "out") as folder:
+            threading.Thread(target=write, args=(folder,)).start()
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        fail()
     assert ended.wait(10)
     assert not list(tmp_path.iterdir())
 

@@ -14,8 +14,8 @@ from mmbert_jax.data.pipeline import open_data
 from mmbert_jax.evaluate.heldout import evaluate
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.processes import RESTART
-from mmbert_jax.train import saves_in_time, step_in_time
-from mmbert_jax.watchdog import watched
+from mmbert_jax.waiting import saves_in_time, step_in_time
+from mmbert_jax.watchdog import deadline, watched
 
 WAIT = """
 import sys, time
@@ -82,7 +82,7 @@ def test_held_out_rows_that_stall_end_the_run(monkeypatch, capsys, hanging):
 
 
 def test_items_that_come_in_time_pass():
-    assert list(watched(iter("abc"), 30, "too long", 7)) == ["a", "b", "c"]
+    assert list(watched(iter("abc"), lambda: deadline(30, "too long", 7))) == ["a", "b", "c"]
 
 
 def test_devices_that_hang_end_the_run(monkeypatch, capsys, hanging):

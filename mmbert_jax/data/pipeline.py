@@ -158,22 +158,15 @@ def first_rows(phase_data: PhaseData, count: int) -> Batch:
     return _Microbatches(phase_data, [(0, count)], np.arange(count))[0]
 
 
-def held_out_batches(
-    data_config: Mapping,
-    rows_per_batch: int,
-    max_rows_per_language: int,
-    slots: Sequence[int] | None = None,
-) -> Iterator[tuple[Batch, list[str]]]:
-    """Held-out rows of every language that the phase's corpora have, whether the phase trains on it or not.
+def held_out_rows(
+    data_config: Mapping, max_rows_per_language: int
+) -> tuple[list[tuple[str, int, int]], list[Rows | tuple[()]]]:
+    """The held-out rows of every language that the phase's corpora have, whether the phase trains on it or not.
 
     A language's rows are the first ones of its held-out split; where several corpora have it, they take turns.
 
-    Args:
-      slots: rows of a batch, from 0, that are read; all by default.
-
-    Yields:
-      (batch, languages): arrays int32 [len(slots), row_length], and the language of each of the batch's rows whether
-      read or not, in sorted order of languages. The last batch is filled up with empty rows, whose language is "".
+    Returns:
+      (language, corpus, row) of each, in sorted order of languages, and each corpus's rows. None is read.
     """
     row_length = data_config["row_length"]
     folders, manifests = find_corpora(data_config)
@@ -191,6 +184,26 @@ def held_out_batches(
         for language in sorted(rows_of)
         for _, index, row in sorted(rows_of[language])[:max_rows_per_language]
     ]
+    return chosen, sources
+
+
+def held_out_batches(
+    data_config: Mapping,
+    rows_per_batch: int,
+    max_rows_per_language: int,
+    slots: Sequence[int] | None = None,
+) -> Iterator[tuple[Batch, list[str]]]:
+    """The rows of `held_out_rows`.
+
+    Args:
+      slots: rows of a batch, from 0, that are read; all by default.
+
+    Yields:
+      (batch, languages): arrays int32 [len(slots), row_length], and the language of each of the batch's rows whether
+      read or not, in sorted order of languages. The last batch is filled up with empty rows, whose language is "".
+    """
+    chosen, sources = held_out_rows(data_config, max_rows_per_language)
+    row_length = data_config["row_length"]
     slots = np.arange(rows_per_batch) if slots is None else np.asarray(slots)
     for start in range(0, len(chosen), rows_per_batch):
         part = chosen[start : start + rows_per_batch]

@@ -23,11 +23,11 @@ from mmbert_jax.files import check_file, write_json
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.row_keys import in_words
 from mmbert_jax.parallel.mesh import make_mesh
-from mmbert_jax.parallel.processes import RESTART
 from mmbert_jax.parallel.sharding import local_rows, param_shardings, put_rows
 from mmbert_jax.places import place
 from mmbert_jax.step import make_eval_step
-from mmbert_jax.watchdog import deadline, watched
+from mmbert_jax.waiting import data_in_time, step_in_time
+from mmbert_jax.watchdog import watched
 
 # language -> {"loss", "accuracy", "targets"}, and with several draws of the masks "standard_error" of the loss
 Results = dict[str, dict[str, float]]
@@ -55,26 +55,16 @@ def evaluate(config: ConfigDict, mesh: Mesh, draws: int = 1) -> Callable[[Any], 
         vocabulary=manifests[0]["tokenizer"]["vocab_size"],
     )
     rows = batch_rows(config, mesh)
-    minutes = config.data.stall_minutes
-    stalled = (
-        f"no held-out batch came within {minutes} minutes (config.data.stall_minutes): what holds {config.data.corpus}"
-        " does not answer. The same command, run again, goes on from the newest checkpoint"
-    )
-
-    hung = (
-        f"a held-out batch took longer than {config.train.stall_minutes:g} minutes (config.train.stall_minutes): a"
-        " process or its device does not answer. The same command, run again, goes on from the newest checkpoint"
-    )
     running: list[Any] = []
 
-    def step_in_time(*arguments):
+    def step(*arguments):
         """The step, when the one before it is done."""
         wait()
         running[:] = [eval_step(*arguments)]
         return running[0]
 
     def wait() -> None:
-        with deadline(60 * config.train.stall_minutes, hung, RESTART):
+        with step_in_time(config, "a held-out batch"):
             jax.block_until_ready(running)
 
     def then_wait(batches: Iterable) -> Iterator:
@@ -84,8 +74,8 @@ def evaluate(config: ConfigDict, mesh: Mesh, draws: int = 1) -> Callable[[Any], 
     def run(params) -> Results:
         mine = local_rows(mesh, rows, "rows")
         batches = held_out_batches(config.data, rows, config.eval.rows_per_language, mine)
-        batches = watched(batches, 60 * minutes, stalled, RESTART)
-        return held_out_losses(step_in_time, params, then_wait(batches), rows, mesh, draws)
+        batches = watched(batches, lambda: data_in_time(config, "held-out batch"))
+        return held_out_losses(step, params, then_wait(batches), rows, mesh, draws)
 
     return run
 
