@@ -5,11 +5,10 @@ so `sha256sum --check SHA256SUMS` inside a checkpoint does the same check.
 """
 
 import hashlib
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 from mmbert_jax.files import write_text
-from mmbert_jax.places import Place, can_rename, files_under
+from mmbert_jax.places import Place, files_under
 from mmbert_jax.run import AWAITING_SUMS, SUMS
 
 
@@ -20,18 +19,9 @@ def announce_sums(folder: Place) -> None:
 
 def write_sums(folder: Place) -> None:
     """Writes the sums of a checkpoint of which all else is on the disk; takes the mark of `announce_sums` away."""
-    sums = _sums(_files(folder))
-    partial = folder / AWAITING_SUMS
-    if not can_rename(folder):
-        lines = (f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
-        write_text(folder / SUMS, "".join(lines))
-        partial.unlink()
-        return
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / SUMS)
+    lines = (f"{digest}  {name}\n" for name, digest in sorted(_sums(_files(folder)).items()))
+    write_text(folder / SUMS, "".join(lines))
+    (folder / AWAITING_SUMS).unlink()
 
 
 def damage(folder: Place) -> str | None:

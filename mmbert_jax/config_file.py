@@ -71,7 +71,10 @@ def _reason(error: Exception) -> str:
 
 def _from_file(name: str) -> ConfigDict:
     """What `get_config` of FILE.py[:ARGUMENT] returns; the file is loaded by its path, wherever it lies."""
-    path, _, argument = name.partition(":")
+    path, argument = name, ""
+    if not Path(name).is_file():  # folders, too, may have a colon
+        path, argument = re.fullmatch(r"(.*?)(?::([^:/]*))?", name).groups("")
+    path = str(Path(path).expanduser())
     if not Path(path).is_file():
         raise UserError(f"--config {name}: there is no file {path}")
     spec = importlib.util.spec_from_file_location(f"config_{Path(path).stem}", path)

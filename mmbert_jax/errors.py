@@ -109,6 +109,8 @@ def _explain_os_error(error: OSError) -> str:
         if name is not None
     ]
     reason = error.strerror or os.strerror(error.errno)
+    if not names and about_files(error):  # aiohttp's say to whom they could not connect
+        reason = brief(error)
     text = f"{' -> '.join(names)}: {reason}" if names else reason
     way_out = _WAY_OUT.get(error.errno)
     return f"{text}; {way_out}" if way_out else text

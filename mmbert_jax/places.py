@@ -4,20 +4,62 @@ Every path that a user gives goes through `place` once; what comes back has path
 nothing else asks. `~` is expanded; a scheme other than gs:// and s3:// is refused by name, not taken for a folder.
 """
 
+import logging
+import os
 import re
 from pathlib import Path
 
 import fsspec
 from etils import epath
+from etils.epath import gpath
 
-from mmbert_jax.errors import UserError
+from mmbert_jax.errors import UserError, about_files, brief
 
 Place = Path | epath.Path
 SCHEMES = ("gs", "s3")
 
+# Alike with and without TensorFlow, which epath would rather use.
+os.environ.setdefault("EPATH_USE_TF", "false")
+# gcsfs would ask another service, at every start, whether a bucket has real folders.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+# What it raises it also logs, with a traceback.
+logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+
 # Another process's new objects are seen at once: fsspec remembers what a folder held unless it is told not to.
 for _scheme in ("gs", "gcs", "s3"):
     fsspec.config.conf.setdefault(_scheme, {}).setdefault("use_listings_cache", False)
+
+
+class _InBucket(gpath.PosixGPath):
+    """A path in a bucket, of which a store that does not answer, or may not, is not taken to say that nothing is there.
+
+    fsspec's `exists` and `isdir` answer False whatever went wrong: a run would begin anew where its checkpoints lie.
+    """
+
+    def exists(self) -> bool:
+        return _kind(self) is not None
+
+    def is_dir(self) -> bool:
+        return _kind(self) == "directory"
+
+    def is_file(self) -> bool:
+        return _kind(self) == "file"
+
+
+def _kind(path: _InBucket) -> str | None:
+    """ "file" or "directory"; None where there is neither.
+
+    Raises:
+      UserError: the store does not answer, or refuses.
+    """
+    try:
+        return filesystem(path).info(str(path))["type"]
+    except FileNotFoundError:
+        return None
+    except Exception as error:
+        if isinstance(error, OSError) or about_files(error):
+            raise UserError(f"{path}: {brief(error)}") from error
+        raise
 
 
 def place(path: str | Place) -> Place:
@@ -26,7 +68,7 @@ def place(path: str | Place) -> Place:
     Raises:
       UserError: it has a scheme that nothing here can read or write, or names no bucket.
     """
-    if isinstance(path, epath.Path) and is_remote(path):
+    if isinstance(path, _InBucket):
         return path
     text = str(path)
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://|(gs|s3):/", text)
@@ -39,7 +81,7 @@ def place(path: str | Place) -> Place:
         )
     if not re.match(r"[a-z0-9]+://[^/]", text):
         raise UserError(f"{text}: names no bucket; write {name}://BUCKET/...")
-    return epath.Path(text)
+    return _InBucket(text)
 
 
 def absolute(path: str | Place) -> Place:

@@ -184,8 +184,12 @@ def get_config(size="8"):
 
 def test_a_file_is_loaded_by_its_path(tmp_path, monkeypatch):
     """With overrides, also of fields that it leaves out; defaults follow what was overridden."""
-    (tmp_path / "own.py").write_text(FILE)
-    name = f"{tmp_path}/own.py"
+    folder = tmp_path / "the: folder"
+    folder.mkdir()
+    (folder / "own.py").write_text(FILE)
+    name = f"{folder}/own.py"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load("~/the: folder/own.py:4").train.batch_rows == 4
     assert load(name).workdir == "runs/own"
     config = load(
         f"{name}:4",
