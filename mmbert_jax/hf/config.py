@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from mmbert_jax.data.special_ids import BOS, EOS, PAD
 from mmbert_jax.errors import UserError
 from mmbert_jax.model.config import ModelConfig
-from mmbert_jax.model.task_heads import (
+from mmbert_jax.model.heads import (
     ACTIVATIONS,
     ENCODER,
     MLM,

@@ -25,7 +25,7 @@ from mmbert_jax.hf.tokenizer import CopiedTokenizer, copy_files, to_hf_files
 from mmbert_jax.hf.verify import compare_with_transformers
 from mmbert_jax.hf.weights import load_weights, save_weights
 from mmbert_jax.model.config import ModelConfig
-from mmbert_jax.model.task_heads import HeadConfig
+from mmbert_jax.model.heads import HeadConfig
 from mmbert_jax.places import Place, place
 
 # Lists what an export wrote, so that a later export can tell its own folder from somebody else's.

@@ -7,7 +7,7 @@ from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.data.tokenizer_identity import content
 from mmbert_jax.hf.config import SPECIAL_IDS, HfConfig
 from mmbert_jax.hf.tokenizer import open_copied
-from mmbert_jax.model.task_heads import MLM
+from mmbert_jax.model.heads import MLM
 
 
 def import_meta(folder: Path, config: HfConfig) -> dict:

@@ -11,7 +11,7 @@ from mmbert_jax.hf.config import ARCHITECTURES, SPECIAL_IDS, HfConfig, read_conf
 from mmbert_jax.hf.names import PREFIX, to_ours
 from mmbert_jax.hf.weights import load_weights
 from mmbert_jax.model.config import ModelConfig
-from mmbert_jax.model.task_heads import ENCODER, MLM
+from mmbert_jax.model.heads import ENCODER, MLM
 from mmbert_jax.places import Place, place
 
 # The stored dtypes that float32 holds exactly.
@@ -24,7 +24,7 @@ class HfModel:
     """A folder's content.
 
     Attributes:
-      params: nested dict of float32 arrays, in the tree of `task_heads.init_params_with`.
+      params: nested dict of float32 arrays, in the tree of `heads.init_params`.
     """
 
     params: dict

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from mmbert_jax.model.task_heads import ENCODER, MLM, SEQUENCES, SPANS, TOKENS, HeadConfig
+from mmbert_jax.model.heads import ENCODER, MLM, SEQUENCES, SPANS, TOKENS, HeadConfig
 
 # Kind of head -> pipeline_tag, what it is called, the class that loads it.
 HEADS = {

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mmbert_jax.errors import UserError
 from mmbert_jax.model.config import ModelConfig
-from mmbert_jax.model.task_heads import ENCODER, MLM, HeadConfig
+from mmbert_jax.model.heads import ENCODER, MLM, HeadConfig
 
 Arrays = dict[str, np.ndarray]
 Shape = tuple[int, ...]

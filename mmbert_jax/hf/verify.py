@@ -7,7 +7,7 @@ import numpy as np
 
 from mmbert_jax.hf.load import load_model
 from mmbert_jax.hf.model_card import HEADS
-from mmbert_jax.model.task_heads import ENCODER, SPANS, outputs
+from mmbert_jax.model.heads import ENCODER, SPANS, outputs
 
 # Of the largest value that a model gives. float32 on both sides leaves some 1e-6 at full size, a wrong theta or window
 # 1e-2 and more.
@@ -36,7 +36,7 @@ def compare_with_transformers(folder: Path) -> str:
     length = min(SAMPLE_TOKENS, model.config.max_positions)
     tokens = rng.integers(0, config.vocab_size, (1, length)).astype(np.int32)
     row = (tokens, np.ones_like(tokens), np.arange(length, dtype=np.int32)[None])
-    ours = np.asarray(outputs(model.params, config, head, *row))
+    ours = np.asarray(outputs(model.params, config, *row, head))
     try:
         theirs = getattr(transformers, HEADS[head.kind][2]).from_pretrained(folder).eval().float()
         with torch.no_grad():

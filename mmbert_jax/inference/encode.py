@@ -21,11 +21,9 @@ from mmbert_jax.inference import stream
 from mmbert_jax.inference.load import Model, load, tokenise, use_compile_cache
 from mmbert_jax.inference.rows import Batch, batch_arrays, plan
 from mmbert_jax.model import heads
-from mmbert_jax.model.task_heads import POOLINGS as ONE_VECTOR
-from mmbert_jax.model.task_heads import pool
 from mmbert_jax.places import place
 
-POOLINGS = (*ONE_VECTOR, "tokens")
+POOLINGS = (*heads.POOLINGS, "tokens")
 NPY, IDS = ".npy", ".ids.jsonl"
 
 
@@ -109,7 +107,7 @@ def _pool(hidden, segment_ids, pooling: str, slots: int, normalise: bool) -> jax
     """Hidden states [B, L, D] -> float32 [B, S, D], or [B, L, D] for tokens; what has no text gives zeros."""
     vectors = hidden.astype(jnp.float32)
     if pooling != "tokens":
-        vectors = pool(vectors, segment_ids, slots, pooling)
+        vectors = heads.pool(vectors, segment_ids, slots, pooling)
     if normalise:
         vectors /= jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
     return vectors

@@ -16,7 +16,7 @@ from mmbert_jax.errors import UserError
 from mmbert_jax.hf.load import load_hf
 from mmbert_jax.inference.checkpoint_tokenizer import checkpoint_tokenizer
 from mmbert_jax.model.config import ModelConfig
-from mmbert_jax.model.task_heads import MLM, HeadConfig
+from mmbert_jax.model.heads import MLM, HeadConfig
 from mmbert_jax.places import Place, place
 from mmbert_jax.run import is_run
 

@@ -26,8 +26,7 @@ from mmbert_jax.hf.load import HfModel, load_hf, load_model
 from mmbert_jax.hf.tokenizer import copied_tokenizer
 from mmbert_jax.hf.verify import compare_with_transformers
 from mmbert_jax.model.config import ModelConfig
-from mmbert_jax.model.heads import init_params, mlm_logits
-from mmbert_jax.model.task_heads import HeadConfig
+from mmbert_jax.model.heads import HeadConfig, init_params, outputs
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ModelConfig(
@@ -133,7 +132,7 @@ def test_transformers_loads_model_and_tokenizer(exported, params, tokenizer_fold
     with torch.no_grad():
         theirs = model(torch.tensor([ids])).logits.numpy()
     tokens = np.array([ids], np.int32)
-    ours = mlm_logits(
+    ours = outputs(
         params, CONFIG, tokens, np.ones_like(tokens), np.arange(len(ids), dtype=np.int32)[None]
     )
     np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=1e-4)

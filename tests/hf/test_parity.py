@@ -14,7 +14,7 @@ from mmbert_jax.hf.load import load_hf
 from mmbert_jax.hf.names import table, their_shape, to_theirs
 from mmbert_jax.hf.weights import save_weights
 from mmbert_jax.model.config import ModelConfig
-from mmbert_jax.model.heads import abstract_model, mlm_logits, param_dict
+from mmbert_jax.model.heads import abstract_model, outputs, param_dict
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -71,7 +71,7 @@ def test_padded_batch(pair):
             input_ids=torch.from_numpy(tokens).long(),
             attention_mask=torch.from_numpy(segment_ids).long(),
         ).logits.numpy()
-    ours = np.asarray(mlm_logits(params, config, tokens, segment_ids, positions))
+    ours = np.asarray(outputs(params, config, tokens, segment_ids, positions))
     assert np.isfinite(ours).all()
     valid = segment_ids > 0
     assert np.abs(theirs[valid]).max() > 3, "the reference is too flat to compare with"
@@ -86,9 +86,9 @@ def test_packed_row_equals_each_document_alone(pair):
     order = np.random.default_rng(0).permutation(len(LENGTHS))
     docs = documents([LENGTHS[i] for i in order], config.vocab_size)
     row = pack(docs, sum(LENGTHS) + 37)
-    together = split(np.asarray(mlm_logits(params, config, *row))[0], docs)
+    together = split(np.asarray(outputs(params, config, *row))[0], docs)
     rows = [pack([doc], max(LENGTHS)) for doc in docs]
-    alone = np.asarray(mlm_logits(params, config, *map(np.concatenate, zip(*rows, strict=True))))
+    alone = np.asarray(outputs(params, config, *map(np.concatenate, zip(*rows, strict=True))))
     for doc, packed, ours in zip(docs, together, alone, strict=True):
         np.testing.assert_allclose(packed, logits_alone(model, doc), rtol=0, atol=TOLERANCE)
         np.testing.assert_allclose(packed, ours[: len(doc)], rtol=0, atol=3e-5)
@@ -99,8 +99,8 @@ def test_what_the_neighbours_say_does_not_matter(pair):
     _, params, config, _ = pair
     docs = documents([70, 140, 90], config.vocab_size)
     others = documents([70, 140, 90], config.vocab_size, seed=2)
-    before = np.asarray(mlm_logits(params, config, *pack(docs, 320)))[0, 70:210]
-    after = np.asarray(mlm_logits(params, config, *pack([others[0], docs[1], others[2]], 320)))[
+    before = np.asarray(outputs(params, config, *pack(docs, 320)))[0, 70:210]
+    after = np.asarray(outputs(params, config, *pack([others[0], docs[1], others[2]], 320)))[
         0, 70:210
     ]
     np.testing.assert_array_equal(before, after)
@@ -123,7 +123,7 @@ def test_the_comparison_would_notice(pair, change):
     model, params, config, _ = pair
     (document,) = documents([300], config.vocab_size)
     wrong = np.asarray(
-        mlm_logits(params, dataclasses.replace(config, **change), *pack([document], 300))
+        outputs(params, dataclasses.replace(config, **change), *pack([document], 300))
     )[0]
     if all(getattr(config, field) != value for field, value in change.items()):
         assert np.abs(wrong - logits_alone(model, document)).max() > 10 * TOLERANCE
@@ -158,7 +158,7 @@ def test_exported_folder_loads_into_the_same_model(shape, attention, tmp_path):
     model = ModernBertForMaskedLM.from_pretrained(ours, attn_implementation=attention)
     assert model.dtype == torch.float32
     (document,) = documents([300], config.vocab_size)
-    expected = np.asarray(mlm_logits(params, config, *pack([document], 300)))[0]
+    expected = np.asarray(outputs(params, config, *pack([document], 300)))[0]
     np.testing.assert_allclose(logits_alone(model, document), expected, rtol=0, atol=TOLERANCE)
     again, config_again, _ = load_hf(save(model, tmp_path / "again"))
     assert config_again == config

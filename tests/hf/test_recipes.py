@@ -13,7 +13,7 @@ from test_versions import CONFIG, LONGEST, meta_of, random_params
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.hf.export import export_hf
 from mmbert_jax.hf.load import load_model
-from mmbert_jax.model.task_heads import ENCODER, HeadConfig, outputs, pool
+from mmbert_jax.model.heads import ENCODER, HeadConfig, outputs, pool
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -91,7 +91,7 @@ def test_sentence_transformers(work):
         for text, vector in zip(texts, theirs, strict=True):
             tokens = np.array([[2, *tokenizer.encode(text), 1]], np.int32)
             row = (tokens, np.ones_like(tokens), np.arange(tokens.size, dtype=np.int32)[None])
-            hidden = outputs(model.params, model.config.model, encoder, *row)
+            hidden = outputs(model.params, model.config.model, *row, encoder)
             mean = np.asarray(pool(hidden, jnp.asarray(row[1]), 1))[0, 0]
             np.testing.assert_allclose(mean, vector, rtol=0, atol=1e-4)
     assert model.config.head == encoder  # what Sentence Transformers saves is a bare encoder

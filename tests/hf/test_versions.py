@@ -26,13 +26,13 @@ from mmbert_jax.hf.imported import import_meta
 from mmbert_jax.hf.load import load_model
 from mmbert_jax.hf.tokenizer import to_hf_files
 from mmbert_jax.model.config import ModelConfig
-from mmbert_jax.model.task_heads import (
+from mmbert_jax.model.heads import (
     ENCODER,
     SEQUENCES,
     SPANS,
     TOKENS,
     HeadConfig,
-    init_params_with,
+    init_params,
     outputs,
 )
 
@@ -85,7 +85,7 @@ def random_params(head: HeadConfig, seed: int) -> dict:
             return rng.normal(0, 0.5, x.shape).astype(np.float32)
         return rng.normal(0, CONFIG.hidden_size**-0.5, x.shape).astype(np.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, init_params_with(CONFIG, head, 0))
+    return jax.tree_util.tree_map_with_path(draw, init_params(CONFIG, 0, head))
 
 
 def meta_of(head: HeadConfig) -> dict:
@@ -156,7 +156,7 @@ def ours(name: str, batches, batch: str) -> np.ndarray:
     mask = batches[f"{batch}_mask"].astype(np.int32)
     positions = np.broadcast_to(np.arange(mask.shape[1], dtype=np.int32), mask.shape) * mask
     tokens = batches[batch].astype(np.int32)
-    return np.asarray(outputs(params, CONFIG, head, tokens, mask, positions))
+    return np.asarray(outputs(params, CONFIG, tokens, mask, positions, head))
 
 
 def test_logits_of_every_head(read, work):
@@ -268,7 +268,7 @@ def test_the_announced_way_to_fill_masks(read, work):
         tokens = np.array([[2, *tokenizer.encode(text), 1]], np.int32)
         (at,) = np.flatnonzero(tokens[0] == 4)
         row = (tokens, np.ones_like(tokens), np.arange(tokens.size, dtype=np.int32)[None])
-        logits = np.asarray(outputs(params, CONFIG, HEADS["mlm"], *row))[0, at]
+        logits = np.asarray(outputs(params, CONFIG, *row))[0, at]
         pieces = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
         names = {i: piece for piece, i in pieces.items()}
         assert len(predictions) == 5

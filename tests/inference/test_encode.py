@@ -14,7 +14,7 @@ from mmbert_jax.errors import UserError
 from mmbert_jax.inference.encode import POOLINGS, encode, run
 from mmbert_jax.inference.load import load, tokenise, use_compile_cache
 from mmbert_jax.model import heads
-from mmbert_jax.model.task_heads import SEQUENCES, HeadConfig, init_params_with
+from mmbert_jax.model.heads import SEQUENCES, HeadConfig, init_params
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_refuses_what_it_cannot_do(model, hf_folder, tmp_path):
 
 def test_refuses_another_head_by_name(meta, tmp_path):
     head = HeadConfig(SEQUENCES, labels=("no", "yes"))
-    params = init_params_with(CONFIG, head, 0)
+    params = init_params(CONFIG, 0, head)
     config = meta["config"] | {"head": dataclasses.asdict(head)}
     save_params(tmp_path / "classifier", params, meta | {"config": config})
     with pytest.raises(UserError, match="classifier holds a model with the head 'sequence_class"):

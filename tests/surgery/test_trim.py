@@ -29,7 +29,7 @@ from mmbert_jax.hf.names import to_theirs
 from mmbert_jax.hf.tokenizer import to_hf_files
 from mmbert_jax.hf.weights import save_weights
 from mmbert_jax.model.config import ModelConfig
-from mmbert_jax.model.heads import encode, init_params, mlm_logits
+from mmbert_jax.model.heads import encode, init_params, outputs
 from mmbert_jax.surgery.vocabulary import check_supported, ids_to_keep, trim_description
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -181,8 +181,8 @@ def test_hidden_states_and_logits_are_the_same_where_all_tokens_were_kept(whole,
     np.testing.assert_array_equal(
         encode(small, small_config, small_tokens, segments, positions), hidden
     )
-    logits = mlm_logits(full, config, tokens[:8], segments[:8], positions[:8])
-    found = mlm_logits(small, small_config, small_tokens[:8], segments[:8], positions[:8])
+    logits = outputs(full, config, tokens[:8], segments[:8], positions[:8])
+    found = outputs(small, small_config, small_tokens[:8], segments[:8], positions[:8])
     np.testing.assert_allclose(found, np.asarray(logits)[..., keep], rtol=0, atol=1e-5)
 
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from mmbert_jax.model.config import ModelConfig
-from mmbert_jax.model.task_heads import (
+from mmbert_jax.model.heads import (
     POOLINGS,
     SEQUENCES,
     HeadConfig,
-    init_params_with,
+    init_params,
     outputs,
     pool,
 )
@@ -45,13 +45,13 @@ def test_pool(pooling):
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_classes_of_packed_texts_are_those_of_each_alone(pooling):
     head = HeadConfig(SEQUENCES, labels=("a", "b", "c"), pooling=pooling)
-    params = init_params_with(CONFIG, head, 0)
+    params = init_params(CONFIG, 0, head)
     segment_ids = packed_rows()
     tokens = np.random.default_rng(1).integers(5, 61, segment_ids.shape).astype(np.int32)
     positions = np.zeros_like(tokens)
     for row, lengths in zip(positions, LENGTHS, strict=True):
         row[: sum(lengths)] = np.concatenate([np.arange(n) for n in lengths])
-    together = outputs(params, CONFIG, head, tokens, segment_ids, positions, 3)
+    together = outputs(params, CONFIG, tokens, segment_ids, positions, head, 3)
     assert together.shape == (2, 3, 3)
     alone_tokens, alone_ids = np.zeros((4, 40), np.int32), np.zeros((4, 40), np.int32)
     texts = [
@@ -61,7 +61,7 @@ def test_classes_of_packed_texts_are_those_of_each_alone(pooling):
         text = tokens[i, segment_ids[i] == number]
         alone_tokens[k, : len(text)], alone_ids[k, : len(text)] = text, 1
     row = (alone_tokens, alone_ids, np.broadcast_to(np.arange(40, dtype=np.int32), (4, 40)))
-    alone = outputs(params, CONFIG, head, *row)[:, 0]
+    alone = outputs(params, CONFIG, *row, head)[:, 0]
     for k, (i, number) in enumerate(texts):
         np.testing.assert_allclose(together[i, number - 1], alone[k], rtol=0, atol=1e-5)
     assert np.abs(alone[0] - alone[1]).max() > 1e-3
