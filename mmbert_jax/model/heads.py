@@ -253,7 +253,7 @@ def encode(
 ) -> jax.Array:
     """Hidden states [B, L, D] of packed rows (int32 [B, L]), in the compute dtype, whatever head the model has."""
     encoder = {name: tree for name, tree in params.items() if name != "head"}
-    return _hidden(encoder, config, tokens, segment_ids, positions, dtype)
+    return _encode(encoder, config, tokens, segment_ids, positions, dtype)
 
 
 def outputs(
@@ -280,7 +280,7 @@ def outputs(
 
 # Apart from the head, so that models that differ in nothing else are compiled once.
 @functools.partial(jax.jit, static_argnames=("config", "dtype"))
-def _hidden(params, config, tokens, segment_ids, positions, dtype):
+def _encode(params, config, tokens, segment_ids, positions, dtype):
     return bind(config, params, HeadConfig(ENCODER))(tokens, segment_ids, positions, dtype)
 
 
