@@ -15,12 +15,12 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 # None of these imports jax, which would take the job's devices.
 from mmbert_jax.config import complete
 from mmbert_jax.config_file import read, split_overrides
 from mmbert_jax.errors import UserError
+from mmbert_jax.places import Place, place
 from mmbert_jax.run import complete_steps
 
 RESTART = 75  # mmbert_jax.parallel.processes.RESTART
@@ -116,17 +116,17 @@ def _print_lines(prefix: str, lines) -> None:
         sys.stdout.flush()
 
 
-def run_folder(train_arguments: list[str]) -> Path | None:
+def run_folder(train_arguments: list[str]) -> Place | None:
     """Where the run is to be found, as mmbert_jax.train has it; None where its arguments are wrong, as it will say."""
     overrides, others = split_overrides(train_arguments)
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--workdir", "-workdir", type=Path)
+    parser.add_argument("--workdir", "-workdir", type=place)
     parser.add_argument("--config", "-config")
     known, _ = parser.parse_known_args(others)
     if known.workdir or not known.config:
         return known.workdir
     try:
-        return Path(complete(read(known.config, overrides)).workdir)
+        return place(complete(read(known.config, overrides)).workdir)
     except UserError:
         return None
 

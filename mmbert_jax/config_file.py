@@ -1,16 +1,16 @@
 """Config files and the words of a command line that override their fields: the one way to load a config."""
 
-import importlib.util
 import re
 import traceback
+import types
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from mmbert_jax.config import complete, fill
 from mmbert_jax.errors import UserError
+from mmbert_jax.places import place
 
 
 def read(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -72,24 +72,24 @@ def _reason(error: Exception) -> str:
 def _from_file(name: str) -> ConfigDict:
     """What `get_config` of FILE.py[:ARGUMENT] returns; the file is loaded by its path, wherever it lies."""
     path, argument = name, ""
-    if not Path(name).is_file():  # folders, too, may have a colon
+    if not place(name).is_file():  # folders, too, may have a colon
         path, argument = re.fullmatch(r"(.*?)(?::([^:/]*))?", name).groups("")
-    path = str(Path(path).expanduser())
-    if not Path(path).is_file():
+    file = place(path)
+    if not file.is_file():
         raise UserError(f"--config {name}: there is no file {path}")
-    spec = importlib.util.spec_from_file_location(f"config_{Path(path).stem}", path)
-    if spec is None:
+    if file.suffix != ".py":
         raise UserError(f"--config {name}: {path} is no Python file")
-    module = importlib.util.module_from_spec(spec)
+    module = types.ModuleType(f"config_{file.stem}")
+    module.__file__ = str(file)
     try:
-        spec.loader.exec_module(module)
+        exec(compile(file.read_bytes(), str(file), "exec"), module.__dict__)
         config = module.get_config(argument) if argument else module.get_config()
     except UserError:
         raise
     except Exception as error:  # the user's own program
-        place = traceback.extract_tb(error.__traceback__)[-1]
+        frame = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
-            f"--config {name}: {type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+            f"--config {name}: {type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
         ) from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config {name}: get_config() of {path} must return a ConfigDict")

@@ -1,5 +1,6 @@
 """What a program ends in that cannot go on: bad input, a full disk, a damaged file; and one place that reports it."""
 
+import argparse
 import contextlib
 import errno
 import io
@@ -32,8 +33,11 @@ _WAY_OUT = {
 }
 
 
-class UserError(ValueError):
-    """Bad input: the message names the file, record or config field and says what to do about it."""
+class UserError(ValueError, argparse.ArgumentTypeError):
+    """Bad input: the message names the file, record or config field and says what to do about it.
+
+    Of an argument that is refused while a command line is read, argparse repeats the words of this kind of error alone.
+    """
 
 
 def run_main(main: Callable[[], None]) -> None:

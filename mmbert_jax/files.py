@@ -257,6 +257,14 @@ def is_left_of_upload(path: Place) -> bool:
     return is_remote(path) and (path / buckets.UPLOADING).exists()
 
 
+def check_uploaded(path: Place) -> None:
+    """Raises a `UserError` for a folder whose upload was begun and has not ended: to be asked before it is read."""
+    if is_left_of_upload(path):
+        raise UserError(
+            f"{path}: its upload has not ended ({path / buckets.UPLOADING} is there): wait, or have it written again"
+        )
+
+
 def visible(folder: Place) -> list[Place]:
     """What a folder holds, sorted, without hidden files: file managers and killed programs leave such."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))

@@ -125,8 +125,8 @@ def can_rename(folder: Place) -> bool:
 
 
 def filesystem(path: Place) -> fsspec.AbstractFileSystem:
-    """What reads and writes the bucket of a place."""
-    return fsspec.filesystem(str(path).partition("://")[0])
+    """What reads and writes a place's bucket, or the disk, through one interface; it takes `str(path)`."""
+    return fsspec.filesystem(str(path).partition("://")[0] if is_remote(path) else "file")
 
 
 def is_remote(path: str | Place) -> bool:

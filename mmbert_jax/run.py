@@ -7,7 +7,7 @@ RUN/config.json  metrics.jsonl  metrics_set_aside.jsonl  timeline.jsonl  skipped
 from typing import Any
 
 from mmbert_jax.errors import UserError
-from mmbert_jax.files import read_json, visible
+from mmbert_jax.files import check_uploaded, read_json, visible
 from mmbert_jax.places import Place, absolute, can_rename, place
 
 CONFIG, METRICS, TIMELINE, SKIPPED_ROWS = (
@@ -81,6 +81,7 @@ def locate(path: str | Place) -> Place:
     """
     path = absolute(path)
     run = run_folder(path)
+    check_uploaded(run)
     steps = complete_steps(run)
     if not steps:
         raise UserError(

@@ -1,7 +1,8 @@
-"""Every program that writes: on a disk that is full, on one that can only be read, and with numbers that are none.
+"""Every program that writes: on a disk that is full, on one that can only be read, in buckets, and with numbers that
+are none.
 
 A disk that refuses gives one line with the place and the reason, and nothing half written; the same command works when
-there is room.
+there is room. With everything in a bucket, what is written is what is written on a disk.
 """
 
 import dataclasses
@@ -20,23 +21,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data.tiny_corpus import write_corpus
+from flax.traverse_util import flatten_dict
 from small_tokenizer import write_small_tokenizer
 from tiny import tiny_config
 
-from mmbert_jax.checkpoint import save_params
+from mmbert_jax import buckets
+from mmbert_jax.checkpoint import restore_params, save_params
+from mmbert_jax.checksums import sha256
 from mmbert_jax.config import to_json
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.data.tokenizer_identity import describe_tokenizer
 from mmbert_jax.errors import run_main
-from mmbert_jax.files import write_json
+from mmbert_jax.files import read_json, write_json
 from mmbert_jax.goodput import Timeline
 from mmbert_jax.hf.config import to_hf
+from mmbert_jax.hf.export import MARKER
 from mmbert_jax.hf.names import to_theirs
 from mmbert_jax.hf.weights import save_weights
 from mmbert_jax.inference.stream import Record
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import init_params
-from mmbert_jax.run import TIMELINE
+from mmbert_jax.places import Place, files_under, place
+from mmbert_jax.run import TIMELINE, is_run
 from mmbert_jax.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,6 +58,12 @@ RESULTS = {"eng": {"loss": 1.0, "accuracy": 0.5, "targets": 7}}
 def made(tmp_path_factory) -> Path:
     """What the programs read: a run, a Hugging Face folder, texts, a corpus, a config."""
     folder = tmp_path_factory.mktemp("made")
+    make(folder, folder)
+    return folder
+
+
+def make(folder: Path, lies_at: Place) -> None:
+    """Writes it; the run knows its corpus where the folder is going to lie."""
     tokenizer = load_tokenizer(write_small_tokenizer(folder / "hf"))
     params = init_params(CONFIG, 0)
     tensors = to_theirs(params, CONFIG)
@@ -63,7 +75,7 @@ def made(tmp_path_factory) -> Path:
     manifest = json.loads((corpus / "manifest.json").read_text())
     manifest["tokenizer"] = describe_tokenizer(tokenizer)
     write_json(corpus / "manifest.json", manifest)
-    config = tiny_config(data__corpus=str(corpus), model__vocab_size=2048)
+    config = tiny_config(data__corpus=str(lies_at / "corpus"), model__vocab_size=2048)
     trained = config.copy_and_resolve_references()
     trained.model = dataclasses.asdict(CONFIG)
     meta = {
@@ -86,7 +98,6 @@ def made(tmp_path_factory) -> Path:
     (folder / "tiny.py").write_text(
         "from tests.tiny import tiny_config\n\n\ndef get_config():\n    return tiny_config()\n"
     )
-    return folder
 
 
 def module(name):
@@ -151,9 +162,9 @@ GROWING = {"encode", "encode to npy", "fill_mask", "curriculum", "merge_sweep", 
 NOT_AGAIN = {"curriculum", "export_hf", "trim_vocabulary of a run", "train"}
 
 
-def replace_what_takes_long(name, program, monkeypatch):
+def replace_what_takes_long(name, program, monkeypatch, evaluation=True):
     """What computes, and is not what this is about."""
-    if name == "heldout":
+    if name == "heldout" and evaluation:
         monkeypatch.setattr(
             program, "evaluate", lambda config, mesh, draws=1: lambda params: RESULTS
         )
@@ -166,8 +177,8 @@ def replace_what_takes_long(name, program, monkeypatch):
         monkeypatch.setattr(cldr_text, "languages", lambda: ["de", "en"])
 
 
-def run(name, made, out, monkeypatch) -> int:
-    """Runs a program in this process; its exit status."""
+def run(name, made, out, monkeypatch, evaluation=True) -> int:
+    """Runs a program in this process, with an `evaluation` that is replaced or real; its exit status."""
     place, arguments = COMMANDS[name]
     if name == "train":
         config = tiny_config(
@@ -178,7 +189,7 @@ def run(name, made, out, monkeypatch) -> int:
             train(config, out)
     else:
         program = module(place)
-        replace_what_takes_long(name, program, monkeypatch)
+        replace_what_takes_long(name, program, monkeypatch, evaluation)
         main = program.main
     monkeypatch.setattr(sys, "argv", [name, *arguments.format(made=made, out=out).split()])
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", os.environ["JAX_COMPILATION_CACHE_DIR"])
@@ -242,6 +253,103 @@ def test_one_line_and_nothing_half_there(name, disk, made, monkeypatch, capsys):
         remount(folder, "rw")
         for path in folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+# --- buckets ---
+
+
+@pytest.fixture(scope="module", params=["gs", "s3"])
+def bucket(request, tmp_path_factory) -> Place:
+    """A folder in a bucket, with what the programs read in its folder `made`."""
+    request.getfixturevalue(f"_{request.param}_store")
+    folder, found = tmp_path_factory.mktemp("made"), place(f"{request.param}://bucket/programs")
+    make(folder, found / "made")
+    buckets.upload_folder(folder, found / "made", None)
+    return found
+
+
+@pytest.fixture(scope="module")
+def on_disk() -> dict[str, dict[str, bytes]]:
+    """Program -> what it has written on a disk."""
+    return {}
+
+
+# `train` and `curriculum`, which are made of many parts, have tests of their own.
+IN_BUCKETS = [name for name in COMMANDS if name not in ("train", "curriculum")]
+
+
+@pytest.mark.parametrize("name", IN_BUCKETS)
+def test_everything_in_a_bucket(name, bucket, made, on_disk, tmp_path, monkeypatch, capsys):
+    if name == "make_cldr_text":
+        pytest.importorskip("babel")
+    if name not in on_disk:
+        assert run(name, made, tmp_path / "out", monkeypatch, evaluation=False) == 0
+        on_disk[name] = written(tmp_path, made) | printed(tmp_path, made, capsys)
+    folder = bucket / name.replace(" ", "-")
+    assert run(name, bucket / "made", folder / "out", monkeypatch, evaluation=False) == 0
+    found = written(folder, bucket / "made") | printed(folder, bucket / "made", capsys)
+    assert found.keys() == on_disk[name].keys()
+    for file, data in found.items():
+        assert data == on_disk[name][file], file
+
+
+def written(folder: Place, made: Place) -> dict[str, bytes]:
+    """File -> its bytes, with the inputs' paths spelled alike; of a checkpoint every parameter and the meta."""
+    found = {}
+    for path in files_under(folder):
+        name = str(path).removeprefix(f"{folder}/")
+        if path.name == MARKER:
+            files = read_json(path)["files"]
+            assert files == {name: sha256(path.parent / name) for name in files}
+            found[name] = json.dumps(sorted(files)).encode()
+        elif path.suffix == ".png":  # paths are in the legends
+            found[name] = path.read_bytes()[:8]
+        elif "/checkpoints/" not in name:
+            found[name] = path.read_bytes().replace(str(made).encode(), b"MADE")
+    if is_run(folder / "out"):
+        params, meta = restore_params(folder / "out")
+        found["meta"] = json.dumps(meta).replace(str(made), "MADE").encode()
+        found |= {name: x.tobytes() for name, x in flatten_dict(params, sep="/").items()}
+    # Such as names the model that a sweep was over: the digest of a meta that has another path.
+    if "out/sweep.json" in found:
+        found["out/sweep.json"] = re.sub(rb'"sums": "\w+"', b"", found["out/sweep.json"])
+    assert found
+    return found
+
+
+def printed(folder: Place, made: Place, capsys) -> dict[str, bytes]:
+    """What stands on standard output, but for how long it took."""
+    text = capsys.readouterr().out.replace(str(made), "MADE").replace(str(folder), "FOLDER")
+    return {"printed": re.sub(r"in [\d.]+ s \([\d,]+ tokens/s\)", "", text).encode()}
+
+
+READ_FROM = {
+    "hf": ("encode", "fill_mask", "import_hf", "merge of folders", "trim_vocabulary"),
+    "run": ("heldout", "export_hf", "merge of checkpoints", "shrink", "trim_vocabulary of a run"),
+}
+
+
+@pytest.mark.parametrize(("part", "name"), [(x, name) for x in READ_FROM for name in READ_FROM[x]])
+def test_a_folder_whose_upload_has_not_ended_is_named(
+    part, name, bucket, tmp_path, monkeypatch, capsys
+):
+    mark = bucket / "made" / part / buckets.UPLOADING
+    mark.write_bytes(b"")
+    try:
+        assert run(name, bucket / "made", tmp_path / "out", monkeypatch) == 2
+    finally:
+        mark.unlink()
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {mark.parent}: its upload has not ended")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [name for name in IN_BUCKETS if name != "make_cldr_text"])
+def test_what_is_not_in_a_bucket_is_named(name, bucket, tmp_path, monkeypatch, capsys):
+    assert run(name, bucket / "nowhere", tmp_path / "out", monkeypatch) == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert re.match(rf"error: .*{bucket}/nowhere/", line), line
+    assert not list(tmp_path.iterdir())
 
 
 # --- JSON ---

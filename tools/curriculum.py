@@ -262,6 +262,8 @@ def main() -> None:
         groups = load(f"{ROOT / 'configs' / 'demo.py'}:phase1,{args.languages}").eval.groups
         print(describe_fit(counts, groups, ("english", "phase1")), flush=True)
     (out / "done").mkdir(parents=True, exist_ok=True)
+    # Not the folder alone, which in a bucket is nothing until an object lies in it.
+    write_text(out / "done" / ".begun", "")
     steps = commands(args, overrides)
     seconds = {}
     for number, (name, command) in enumerate(steps.items(), start=1):
@@ -274,9 +276,9 @@ def main() -> None:
     )
     print(f"Time: {duration(sum(seconds.values()))} ({times}).")
     print(
-        f"In {out}/: results.txt, results.json, shares.png (what each phase samples), losses.png, all runs, and hf/:"
+        f"In {out}/: results.txt, results.json, shares.png (what each phase samples), losses.png, all runs, and hf/,"
+        " which on a disk AutoModelForMaskedLM.from_pretrained loads."
     )
-    print(f"  AutoModelForMaskedLM.from_pretrained({str(out / 'hf')!r})")
 
 
 if __name__ == "__main__":

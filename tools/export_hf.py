@@ -4,7 +4,6 @@ Verifies what it wrote: the weights bit for bit and, where torch and transformer
 """
 
 import argparse
-from pathlib import Path
 
 from mmbert_jax.checkpoint import restore_params
 from mmbert_jax.errors import UserError, run_main
@@ -13,11 +12,11 @@ from mmbert_jax.hf.export import DTYPES, check_output, export_hf
 from mmbert_jax.hf.model_card import auto_class
 from mmbert_jax.hf.tokenizer import copied_tokenizer
 from mmbert_jax.inference.checkpoint_tokenizer import checkpoint_tokenizer
-from mmbert_jax.places import place
+from mmbert_jax.places import Place, place
 from mmbert_jax.report.runs import checkpoint_groups
 
 
-def read_held_out(path: Path) -> dict:
+def read_held_out(path: Place) -> dict:
     """The groups' figures from a file that `python -m mmbert_jax.evaluate.heldout --output` wrote."""
     try:
         return nan_for_null(read_json(path)["held_out_groups"])
@@ -80,7 +79,7 @@ def main() -> None:
     )
     print(verified)
     print(
-        f"wrote {args.output}: load it with {auto_class(meta)}.from_pretrained({str(args.output)!r})"
+        f"wrote {args.output}: on a disk, {auto_class(meta)}.from_pretrained({args.output.name!r}) loads it"
     )
 
 

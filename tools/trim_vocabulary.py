@@ -81,6 +81,7 @@ def main() -> None:
             fields,
             languages=args.languages,
             min_count=args.min_count,
+            name=str(args.model),
         )
 
     if is_run(args.model):

@@ -14,6 +14,7 @@ import tokenizers
 
 from mmbert_jax.data.special_ids import BOS, MASK, PIECES
 from mmbert_jax.errors import UserError
+from mmbert_jax.files import check_uploaded
 from mmbert_jax.places import Place, place
 
 TOKENIZER_JSON = "tokenizer.json"
@@ -145,6 +146,7 @@ def load_tokenizer(path: str | Place) -> Tokenizer:
     """
     path = place(path)
     if path.is_dir():
+        check_uploaded(path)
         models = sorted(path.glob("*.model"))
         if (path / TOKENIZER_JSON).is_file():
             path = path / TOKENIZER_JSON

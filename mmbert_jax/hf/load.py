@@ -6,7 +6,7 @@ import json
 import numpy as np
 
 from mmbert_jax.errors import UserError
-from mmbert_jax.files import local_copy
+from mmbert_jax.files import check_uploaded
 from mmbert_jax.hf.config import ARCHITECTURES, SPECIAL_IDS, HfConfig, read_config
 from mmbert_jax.hf.names import PREFIX, to_ours
 from mmbert_jax.hf.weights import load_weights
@@ -63,6 +63,7 @@ def load_model(folder: str | Place) -> HfModel:
         or of another shape than config.json says; the message names the file, field or tensor.
     """
     folder = place(folder)
+    check_uploaded(folder)
     try:
         fields = json.loads((folder / "config.json").read_bytes())
     except FileNotFoundError as error:
@@ -75,8 +76,7 @@ def load_model(folder: str | Place) -> HfModel:
         raise UserError(f"{folder / 'config.json'} does not hold a JSON object")
     try:
         config = read_config(fields)
-        with local_copy(folder) as local:
-            tensors = load_weights(local)
+        tensors = load_weights(folder)
         for name, tensor in tensors.items():
             if tensor.dtype.name not in EXACT_IN_FLOAT32:
                 raise UserError(

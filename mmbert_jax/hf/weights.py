@@ -1,21 +1,32 @@
 """A folder's safetensors files: one, or shards with an index, in the layout that `transformers` reads and writes."""
 
-import contextlib
+import dataclasses
 import json
+import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from mmbert_jax.errors import UserError
-from mmbert_jax.files import write_json
+from mmbert_jax.files import check_uploaded, naming, write_json
+from mmbert_jax.places import Place, filesystem
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+# The format's names of dtypes that NumPy has.
+_DTYPES = {
+    "BOOL": np.dtype(np.bool_),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    **{f"F{8 * n}": np.dtype(f"f{n}") for n in (2, 4, 8)},
+    **{f"{kind.upper()}{8 * n}": np.dtype(f"{kind}{n}") for kind in "iu" for n in (1, 2, 4, 8)},
+}
 
 
 def save_weights(folder: Path, tensors: dict[str, np.ndarray], max_shard_bytes: int) -> None:
@@ -56,24 +67,20 @@ def _save(tensors: dict[str, np.ndarray], path: Path) -> None:
         raise OSError(number, os.strerror(number), str(path)) from error
 
 
-def load_weights(folder: Path) -> dict[str, np.ndarray]:
-    """All tensors of a folder on this machine, in their stored dtypes.
+def load_weights(folder: Place) -> dict[str, np.ndarray]:
+    """All tensors of a folder, in their stored dtypes.
 
     Raises:
       UserError: no safetensors file (a pickled `.bin` is not opened, since that can run code), or a damaged one.
     """
-    tensors = {}
-    for file, names in _files(folder).items():
-        with _opened(folder / file) as opened:
-            for name in opened.keys() if names is None else names:
-                tensors[name] = opened.get_tensor(name)
-    return tensors
+    shapes, read = open_weights(folder)
+    return {name: read(name) for name in shapes}
 
 
 def open_weights(
-    folder: Path,
+    folder: Place,
 ) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
-    """A folder's tensors, to be read one at a time.
+    """A folder's tensors, to be read one at a time: of a file in a bucket, the bytes of that tensor alone.
 
     Returns:
       Shapes by name, and a function from a name to that tensor in its stored dtype.
@@ -81,31 +88,82 @@ def open_weights(
     Raises:
       UserError: as `load_weights`, also when a tensor is read.
     """
-    shapes, places = {}, {}
+    check_uploaded(folder)
+    tensors: dict[str, tuple[Place, _Stored]] = {}
     for file, names in _files(folder).items():
-        with _opened(folder / file) as opened:
-            for name in opened.keys() if names is None else names:
-                shapes[name] = tuple(opened.get_slice(name).get_shape())
-                places[name] = file
+        stored = _read_header(folder / file)
+        for name in stored if names is None else names:
+            if name not in stored:
+                raise UserError(
+                    f"{folder / file} has no {name}, although {INDEX} says so; copy the folder again"
+                )
+            tensors[name] = folder / file, stored[name]
 
     def read(name: str) -> np.ndarray:
-        with _opened(folder / places[name]) as opened:
-            return opened.get_tensor(name)
+        path, found = tensors[name]
+        data = _read_range(path, found.start, found.start + found.nbytes)
+        return np.frombuffer(data, found.dtype).reshape(found.shape)
 
-    return shapes, read
+    return {name: found.shape for name, (_, found) in tensors.items()}, read
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator:
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    """Where a tensor lies in its file, and as what."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _read_header(path: Place) -> dict[str, _Stored]:
+    """What a safetensors file holds, by its header: its length in 8 bytes, then JSON, and behind it the tensors' bytes.
+
+    https://github.com/huggingface/safetensors#format. The library itself opens only files on a disk.
+    """
     try:
-        with safe_open(path, framework="np") as opened:
-            yield opened
+        with naming(path):
+            size = filesystem(path).size(str(path))
+        if size < 8:
+            raise ValueError(f"it has {size} bytes")
+        length = int.from_bytes(_read_range(path, 0, 8), "little")
+        if 8 + length > size:
+            raise ValueError(f"its header has {length:,} bytes, the file {size:,}")
+        stored = {}
+        for name, entry in json.loads(_read_range(path, 8, 8 + length)).items():
+            if name == "__metadata__":
+                continue
+            if entry["dtype"] not in _DTYPES:
+                raise UserError(f"{path}: {name} is stored as {entry['dtype']}, which is not read")
+            start, stop = entry["data_offsets"]
+            shape = tuple(entry["shape"])
+            stored[name] = _Stored(_DTYPES[entry["dtype"]], shape, 8 + length + start)
+            if start < 0 or stop - start != stored[name].nbytes or 8 + length + stop > size:
+                raise ValueError(f"{name} has bytes {start:,} to {stop:,} behind its header")
     except FileNotFoundError as error:
         raise UserError(
             f"{path} is missing although {INDEX} names it; copy the folder again"
         ) from error
-    except SafetensorError as error:
-        raise UserError(f"{path} cannot be read ({error}); copy the folder again") from error
+    except UserError:
+        raise
+    # ValueErrors are JSON's, too; the others come of JSON that is no such header.
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({error!r}); copy the folder again") from error
+    return stored
+
+
+def _read_range(path: Place, start: int, stop: int) -> bytes:
+    if start == stop:
+        return b""  # which no store takes for a range
+    with naming(path):
+        data = filesystem(path).cat_file(str(path), start=start, end=stop)
+    if len(data) != stop - start:
+        raise UserError(f"{path} became shorter while it was read; copy the folder again")
+    return data
 
 
 def _files(folder: Path) -> dict[str, list[str] | None]:

@@ -17,7 +17,7 @@ from mmbert_jax.hf.load import load_hf
 from mmbert_jax.inference.checkpoint_tokenizer import checkpoint_tokenizer
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import MLM, HeadConfig
-from mmbert_jax.places import Place, place
+from mmbert_jax.places import Place, absolute, place
 from mmbert_jax.run import is_run
 
 DTYPES = ("float32", "bfloat16")
@@ -117,8 +117,8 @@ def _fingerprint(params: Mapping, config: ModelConfig, tokenizer: Tokenizer) -> 
     return digest.hexdigest()
 
 
-def use_compile_cache(folder: str | Path | None = None) -> Path | None:
-    """Keeps compiled programs on disk, so that the next process with the same shapes does not compile them again.
+def use_compile_cache(folder: str | Place | None = None) -> Place | None:
+    """Keeps compiled programs, so that the next process with the same shapes does not compile them again.
 
     To be called before anything is compiled.
 
@@ -137,7 +137,7 @@ def use_compile_cache(folder: str | Path | None = None) -> Path | None:
         ):  # a user without HOME and without an entry in passwd, as in many containers
             return None
         folder = Path(caches) / "mmbert_jax" / "compiled"
-    folder = Path(folder).absolute()
+    folder = absolute(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return folder

@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from mmbert_jax.merge.models import StoredModel
 from mmbert_jax.merge.recipe import Recipe, make_recipe, merge
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.sharding import param_shardings
+from mmbert_jax.places import Place
 from mmbert_jax.run import SUMS
 
 RESULTS = "sweep.json"
@@ -66,7 +66,7 @@ def make_score(config: ConfigDict, model: StoredModel) -> Score:
 
 
 def sweep(
-    folder: Path,
+    folder: Place,
     recipes: Sequence[Recipe],
     base: StoredModel | None,
     models: Sequence[StoredModel],
@@ -174,5 +174,5 @@ def _line(name: str, point: Mapping[str, Any]) -> str:
     return f"{name}: " + ", ".join(losses)
 
 
-def _write(path: Path, inputs: Mapping[str, Any], points: Mapping[str, Any]) -> None:
+def _write(path: Place, inputs: Mapping[str, Any], points: Mapping[str, Any]) -> None:
     write_json(path, {"inputs": inputs, "points": points})

@@ -1,10 +1,12 @@
 """A phase's shares beside published counts of tokens."""
 
 import csv
+import io
 
 import numpy as np
 
 from mmbert_jax.errors import UserError
+from mmbert_jax.places import place
 
 
 def compare(shares: dict[str, float], counts: str) -> str:
@@ -15,8 +17,10 @@ def compare(shares: dict[str, float], counts: str) -> str:
     """
     path, _, column = counts.rpartition(":")
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            given = {row["language"]: float(row[column]) for row in csv.DictReader(file)}
+        file = io.StringIO(place(path).read_bytes().decode("utf-8-sig"), newline="")
+        given = {row["language"]: float(row[column]) for row in csv.DictReader(file)}
+    except FileNotFoundError as error:
+        raise UserError(f"--counts {counts}: there is no file {path}") from error
     except OSError as error:
         raise UserError(f"--counts {counts}: {error}") from error
     except KeyError as error:

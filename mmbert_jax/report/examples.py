@@ -4,12 +4,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from mmbert_jax.data.corpus import decode_row, read_manifest, rows_source
 from mmbert_jax.data.language_codes import meant_by
 from mmbert_jax.data.special_ids import BOS, EOS, MASK, PIECES
 from mmbert_jax.data.tokenizer import load_tokenizer
+from mmbert_jax.places import Place
 
 # Tokens of a document that are shown.
 SHOWN_TOKENS = 24
@@ -25,7 +25,7 @@ class MaskedExample:
 
 
 def masked_examples(
-    corpus: Path, groups: Sequence[Sequence[str]], per_group: int = 2
+    corpus: Place, groups: Sequence[Sequence[str]], per_group: int = 2
 ) -> list[MaskedExample]:
     """Beginnings of held-out documents (of parts of long ones), each of another script, from every group of languages.
 

@@ -15,7 +15,7 @@ from mmbert_jax.config import flatten
 from mmbert_jax.errors import UserError
 from mmbert_jax.goodput import KINDS, Goodput, goodput, read_timeline
 from mmbert_jax.metrics import duration, read_set_aside, si
-from mmbert_jax.places import resolved
+from mmbert_jax.places import Place, resolved
 from mmbert_jax.report.plots import plot_losses, plot_shares
 from mmbert_jax.report.run_figures import curve_figure, held_out_figure, shares_figure
 from mmbert_jax.report.runs import language_shares, steps_and_evaluations
@@ -67,7 +67,7 @@ summary { cursor: pointer; color: #37414b; font-weight: 600; font-size: 14px; }
 class Run:
     """What a run folder says; `shares` and `time` are None where that cannot be known, and `notes` say why."""
 
-    folder: Path
+    folder: Place
     name: str
     config: dict[str, Any]
     steps: list[dict[str, Any]]
@@ -80,7 +80,7 @@ class Run:
     ] = ()  # steps behind which the run went back, each time
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Place) -> Run:
     """Reads a run.
 
     Raises:
@@ -110,7 +110,7 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def report_page(folders: Sequence[Path]) -> str:
+def report_page(folders: Sequence[Place]) -> str:
     """The page about runs, in this order.
 
     Raises:

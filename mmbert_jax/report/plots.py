@@ -1,7 +1,6 @@
 """Plots of a curriculum: what each phase samples, how its loss went, and how merges of its ends compare."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,12 @@ from matplotlib.figure import Figure  # drawn straight to files: no display, no 
 from matplotlib.lines import Line2D
 
 from mmbert_jax.files import atomic_file
+from mmbert_jax.places import Place
 from mmbert_jax.report.runs import steps_and_evaluations
 
 
 def plot_shares(
-    shares: Mapping[str, Mapping[str, float]], order: Sequence[str], path: Path
+    shares: Mapping[str, Mapping[str, float]], order: Sequence[str], path: Place
 ) -> None:
     """Sampling share of every language, a curve for each phase.
 
@@ -41,10 +41,10 @@ def plot_shares(
 
 
 def plot_losses(
-    runs: Mapping[str, Path],
+    runs: Mapping[str, Place],
     starts: Mapping[str, str | None],
     titles: Mapping[str, str],
-    path: Path,
+    path: Place,
 ) -> None:
     """Training loss of every phase, and held-out loss of every group of languages, over the tokens of the curriculum.
 
@@ -105,7 +105,7 @@ def plot_losses(
     _save(figure, path)
 
 
-def plot_sweep(points: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+def plot_sweep(points: Mapping[str, Mapping[str, Any]], path: Place) -> None:
     """Held-out loss of merges, a plot for each group: over the first setting, a curve for each choice of the others.
 
     Args:
@@ -147,6 +147,6 @@ def plot_sweep(points: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     _save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Place) -> None:
     with atomic_file(path, "wb") as file:
         figure.savefig(file, format="png", dpi=120)

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -12,16 +11,17 @@ from mmbert_jax.data.pipeline import find_corpora
 from mmbert_jax.errors import UserError
 from mmbert_jax.metrics import read_metrics
 from mmbert_jax.optim.schedules import mixture_rows, phase_rows
+from mmbert_jax.places import Place
 from mmbert_jax.run import METRICS, read_config, run_folder
 
 
-def steps_and_evaluations(run: Path) -> tuple[list[dict], list[dict]]:
+def steps_and_evaluations(run: Place) -> tuple[list[dict], list[dict]]:
     """The lines of metrics.jsonl: those of training steps, and those of evaluations on held-out rows."""
     records = read_metrics(run)
     return [r for r in records if "loss" in r], [r for r in records if "held_out" in r]
 
 
-def final_groups(run: Path) -> dict[str, Mapping[str, float]]:
+def final_groups(run: Place) -> dict[str, Mapping[str, float]]:
     """Group of languages -> `loss`, `accuracy`, `languages` in the last evaluation of a run.
 
     Raises:
@@ -33,7 +33,7 @@ def final_groups(run: Path) -> dict[str, Mapping[str, float]]:
     return evaluations[-1]["held_out_groups"]
 
 
-def checkpoint_groups(path: str | Path, meta: Mapping) -> Mapping[str, Mapping[str, float]]:
+def checkpoint_groups(path: str | Place, meta: Mapping) -> Mapping[str, Mapping[str, float]]:
     """The figures of `final_groups` for one checkpoint; {} where it was never evaluated.
 
     A checkpoint is saved before it is evaluated: the figures of its step stand in the run's metrics.jsonl. What the
@@ -46,7 +46,7 @@ def checkpoint_groups(path: str | Path, meta: Mapping) -> Mapping[str, Mapping[s
     return step_groups(run_folder(path), meta["step"]) or meta.get("held_out_groups", {})
 
 
-def step_groups(run: Path, step: int) -> Mapping[str, Mapping[str, float]] | None:
+def step_groups(run: Place, step: int) -> Mapping[str, Mapping[str, float]] | None:
     """The figures of the evaluation after a step; None where there was none."""
     if not (run / METRICS).is_file():
         return None
@@ -54,7 +54,7 @@ def step_groups(run: Path, step: int) -> Mapping[str, Mapping[str, float]] | Non
     return of_step[-1]["held_out_groups"] if of_step else None
 
 
-def language_shares(run: Path) -> dict[str, float]:
+def language_shares(run: Place) -> dict[str, float]:
     """Language -> share of the rows of a run's phase, by its config and the manifests of its corpora."""
     return shares_by_language(mixture_of(complete(ConfigDict(read_config(run)))))
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from mmbert_jax.errors import UserError
 from mmbert_jax.files import to_json, write_json, write_text
 from mmbert_jax.hf.export import check_output, check_written, new_folder
 from mmbert_jax.hf.weights import open_weights, save_weights
+from mmbert_jax.places import Place, place, resolved
 from mmbert_jax.surgery.vocabulary import check_supported, ids_to_keep, trim_description
 
 REPORT = "trim.json"
@@ -42,13 +42,14 @@ class LanguageCost:
 
 
 def trim_vocabulary(
-    source: Path,
-    output: Path,
+    source: Place,
+    output: Place,
     inputs: Sequence[Input],
     fields: Fields,
     *,
     languages: Collection[str] | None,
     min_count: int = 1,
+    name: str | None = None,
 ) -> dict:
     """Writes a folder with the tokens that texts need, model and tokeniser alike, and `trim.json` with what it costs.
 
@@ -58,6 +59,7 @@ def trim_vocabulary(
       inputs, fields: texts, see `data.sources`. They are read twice.
       languages: those whose tokens are kept; None for all. The others are measured only.
       min_count: tokens that are rarer in those texts are left out and spelled in shorter ones.
+      name: what the report calls the model; None: by its path.
 
     Returns:
       What is written to `trim.json`.
@@ -65,8 +67,9 @@ def trim_vocabulary(
     Raises:
       UserError: a tokeniser of another kind, no text in a language, an output folder that holds something else.
     """
+    name = name or str(source)
     check_output(output)
-    if source.resolve() == output.resolve():
+    if resolved(source) == resolved(output):
         raise UserError(f"--output {output} is the model itself; choose another folder")
     tokenizer_path = source / TOKENIZER_JSON
     if not tokenizer_path.is_file():
@@ -92,7 +95,7 @@ def trim_vocabulary(
         costs = _compare(before, after, keep, inputs, fields, languages)
         sizes = _trim_model(source, folder, keep)
         report = {
-            "model": str(source),
+            "model": name,
             "min_count": min_count,
             "vocabulary": {"before": before.vocab_size, "after": len(keep)},
             **sizes,
@@ -102,7 +105,7 @@ def trim_vocabulary(
             "kept_ids": keep,
         }
         write_text(folder / REPORT, to_json(report) + "\n")  # tens of thousands of ids on one line
-        card = f"# {output.name}\n\n`{source.name}` with a vocabulary of {len(keep):,} tokens; see `{REPORT}`.\n"
+        card = f"# {output.name}\n\n`{place(name).name}` with a vocabulary of {len(keep):,} tokens; see `{REPORT}`.\n"
         write_text(folder / "README.md", card)
     return report
 
@@ -199,7 +202,7 @@ def _compare(
     return costs
 
 
-def _trim_model(source: Path, folder: Path, keep: Sequence[int]) -> dict[str, dict[str, int]]:
+def _trim_model(source: Place, folder: Path, keep: Sequence[int]) -> dict[str, dict[str, int]]:
     """Writes weights, config.json and the tokeniser's other files; returns parameters and bytes before and after."""
     fields = json.loads((source / "config.json").read_bytes())
     shapes, read = open_weights(source)
@@ -236,7 +239,7 @@ def _trim_model(source: Path, folder: Path, keep: Sequence[int]) -> dict[str, di
         write_json(folder / TOKENIZER_CONFIG, config)
     for name in COPIED:
         if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+            (folder / name).write_bytes((source / name).read_bytes())
     return {
         "parameters": {
             "before": sum(int(np.prod(shape)) for shape in shapes.values()),
