@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -14,10 +17,13 @@ from ml_collections import ConfigDict
 from shared_data import shared_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
+from mmbert_jax import buckets
+from mmbert_jax.checkpoint import restore_params
 from mmbert_jax.data.pipeline import held_out_batches
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.model.masking import mask_tokens
 from mmbert_jax.model.row_keys import count_rows, in_words
+from mmbert_jax.places import Place, place
 from mmbert_jax.recipe import languages
 from mmbert_jax.report.runs import language_shares, steps_and_evaluations
 
@@ -31,14 +37,26 @@ TINY_MODEL = (
 )
 
 
-def run(*command: str | Path) -> subprocess.CompletedProcess:
+def run(*command: str | Place) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False
     )
 
 
-def curriculum(output: Path, *options: str | Path) -> subprocess.CompletedProcess:
+def curriculum(output: Place, *options: str | Place) -> subprocess.CompletedProcess:
     return run("tools/curriculum.py", "--output", output, *TINY_MODEL, *options)
+
+
+def start_curriculum(output: Place, *options: str | Place) -> subprocess.Popen:
+    """The same without waiting for it, and what it starts in its process group."""
+    words = map(str, ("tools/curriculum.py", "--output", output, *TINY_MODEL, *options))
+    return subprocess.Popen(
+        [sys.executable, *words],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +137,51 @@ def test_masks_are_filled_in_several_scripts(finished):
     filled = printed[printed.index("The merged model on held-out texts") :]
     assert filled.count("mask 1:") >= 5
     assert "What stood there: en " in filled
+
+
+@pytest.mark.parametrize("store", ["gs", "s3"])
+def test_the_same_in_a_bucket(store, request, finished, cldr_options):
+    """Text in a bucket, everything else there, and killed on the way: the files and losses are those of the disk."""
+    on_disk, _ = finished
+    bucket = place(request.getfixturevalue(f"{store}_bucket"))
+    text, output = bucket / "some.jsonl", bucket / "demo"
+    buckets.upload(cldr_options[1], text)
+    options = (*cldr_options[:1], text, *cldr_options[2:])
+    with start_curriculum(output, *options) as killed:
+        while not (output / "phase2" / "checkpoints").exists():
+            assert killed.poll() is None
+            time.sleep(1)
+        os.killpg(killed.pid, signal.SIGKILL)
+    done = curriculum(output, *options)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.stdout.count("done already") == 3
+    for folder in ("tokenizer", "hf"):
+        names = [path.name for path in (on_disk / folder).iterdir()]
+        assert sorted(names) == sorted(path.name for path in (output / folder).iterdir())
+        for name in names:
+            same = (output / folder / name).read_bytes() == (on_disk / folder / name).read_bytes()
+            assert same, f"{folder}/{name}"
+    for name in ("results.json", "results.txt", "merged_held_out.json", "shares.png", "losses.png"):
+        assert (output / name).read_bytes() == (on_disk / name).read_bytes(), name
+    for phase in PHASES:
+        assert losses(output / phase) == losses(on_disk / phase), phase
+        equal, _ = jax.tree.flatten(
+            jax.tree.map(
+                np.array_equal,
+                restore_params(output / phase)[0],
+                restore_params(on_disk / phase)[0],
+            )
+        )
+        assert all(equal), phase
+    words = ("tools/step_documents.py", "--step", "3", "--text", "--run")
+    seen = [run(*words, folder / "phase2") for folder in (output, on_disk)]
+    assert seen[0].returncode == 0, seen[0].stderr
+    assert seen[0].stdout.replace(str(text), str(cldr_options[1])) == seen[1].stdout
+
+
+def losses(run: Place) -> list[tuple[int, float]]:
+    steps, evaluations = steps_and_evaluations(run)
+    return [(r["step"], r["loss"]) for r in steps] + [r["held_out_groups"] for r in evaluations]
 
 
 def test_second_call_does_nothing_again(finished, cldr_options):

@@ -305,7 +305,8 @@ def written(folder: Place, made: Place) -> dict[str, bytes]:
         elif path.suffix == ".png":  # paths are in the legends
             found[name] = path.read_bytes()[:8]
         elif "/checkpoints/" not in name:
-            found[name] = path.read_bytes().replace(str(made).encode(), b"MADE")
+            data = path.read_bytes().replace(str(made).encode(), b"MADE")
+            found[name] = re.sub(rb"figure\d+-", b"", data)  # counted in each process
     if is_run(folder / "out"):
         params, meta = restore_params(folder / "out")
         found["meta"] = json.dumps(meta).replace(str(made), "MADE").encode()
