@@ -38,6 +38,7 @@ from mmbert_jax.hf.config import to_hf
 from mmbert_jax.hf.export import MARKER
 from mmbert_jax.hf.names import to_theirs
 from mmbert_jax.hf.weights import save_weights
+from mmbert_jax.inference.load import use_compile_cache
 from mmbert_jax.inference.stream import Record
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import init_params
@@ -95,6 +96,7 @@ def make(folder: Path, lies_at: Place) -> None:
     for name, end in (("text", ""), ("masked", " <mask>")):
         lines = (json.dumps({"text": text + end, "language": "eng"}) + "\n" for text in texts)
         (folder / f"{name}.jsonl").write_text("".join(lines))
+    (folder / "counts.csv").write_text("language,tokens\neng,700\nfao,300\n")
     (folder / "tiny.py").write_text(
         "from tests.tiny import tiny_config\n\n\ndef get_config():\n    return tiny_config()\n"
     )
@@ -152,7 +154,7 @@ COMMANDS = {
     "run_report": ("run_report", "--run {made}/run --output {out}.html"),
     "plot_mixture": (
         "plot_mixture",
-        "--config {made}/tiny.py --corpus {made}/corpus --output {out}.png",
+        "--config {made}/tiny.py --corpus {made}/corpus --counts {made}/counts.csv:tokens --output {out}.png",
     ),
     "train": (None, ""),
 }
@@ -351,6 +353,18 @@ def test_what_is_not_in_a_bucket_is_named(name, bucket, tmp_path, monkeypatch, c
     *_, line = capsys.readouterr().err.splitlines()
     assert re.match(rf"error: .*{bucket}/nowhere/", line), line
     assert not list(tmp_path.iterdir())
+
+
+def test_paths_that_no_program_writes_to(bucket, tmp_path, monkeypatch, capsys):
+    """Where a launcher looks for checkpoints, where compiled programs are kept, and a scheme that nothing here knows."""
+    local = module("../launch/local")
+    assert local.newest_checkpoint(["--workdir", str(bucket / "made" / "run")]) == 3
+    monkeypatch.setattr("jax.config.update", lambda name, value: None)
+    assert use_compile_cache(str(bucket / "compiled")) == bucket / "compiled"
+    assert use_compile_cache("~/compiled") == Path.home() / "compiled"
+    assert run("import_hf", "http://there", tmp_path / "out", monkeypatch) == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert "http://there/hf: http:// is not read or written here; use gs://BUCKET/..." in line
 
 
 # --- JSON ---

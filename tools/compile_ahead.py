@@ -17,7 +17,6 @@ What is computed and what is estimated:
 import argparse
 import os
 import sys
-from pathlib import Path
 
 # Before jax is imported. No device is used: libtpu asks no metadata server which machine this is, and does not mind
 # another process that has it.
@@ -32,6 +31,7 @@ from mmbert_jax.config import validate
 from mmbert_jax.config_file import load
 from mmbert_jax.errors import run_main
 from mmbert_jax.files import check_file, write_json
+from mmbert_jax.places import place
 
 
 def main() -> None:
@@ -50,8 +50,8 @@ def main() -> None:
     parser.add_argument(
         "--document", type=int, default=1024, help="tokens of a document, for FLOPs (default 1024)"
     )
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--hlo", type=Path, help="file for the text of the compiled program")
+    parser.add_argument("--output", type=place, help="JSON file to write")
+    parser.add_argument("--hlo", type=place, help="file for the text of the compiled program")
     arguments, overrides = parser.parse_known_args()
     config = load(arguments.config, overrides)
     validate(config)

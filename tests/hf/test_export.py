@@ -3,113 +3,25 @@
 import dataclasses
 import importlib.util
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from exported_model import CONFIG, run_tool
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
-from small_tokenizer import write_small_tokenizer
 
 from mmbert_jax.checkpoint import restore_params, save_params
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.errors import UserError
-from mmbert_jax.hf.config import HfConfig, from_hf, to_hf
+from mmbert_jax.hf.config import HfConfig
 from mmbert_jax.hf.export import MARKER, export_hf
-from mmbert_jax.hf.load import HfModel, load_hf, load_model
+from mmbert_jax.hf.load import HfModel, load_hf
 from mmbert_jax.hf.tokenizer import copied_tokenizer
 from mmbert_jax.hf.verify import compare_with_transformers
 from mmbert_jax.model.config import ModelConfig
-from mmbert_jax.model.heads import HeadConfig, init_params, outputs
-
-ROOT = Path(__file__).resolve().parents[2]
-CONFIG = ModelConfig(
-    vocab_size=340,
-    hidden_size=64,
-    num_layers=4,
-    num_heads=1,
-    intermediate_size=48,
-    global_rope_theta=9_000.0,
-    local_rope_theta=800.0,
-)
-
-
-def run_tool(name: str, *arguments: str | Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / f"{name}.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        check=False,
-    )
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory):
-    return write_small_tokenizer(tmp_path_factory.mktemp("corpus") / "tokenizer")
-
-
-@pytest.fixture(scope="module")
-def params():
-    """Random values in every tensor, also in those that start as ones or zeros."""
-    rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda x: (np.asarray(x) + 0.1 * rng.normal(size=x.shape)).astype(np.float32),
-        init_params(CONFIG, 0),
-    )
-
-
-@pytest.fixture(scope="module")
-def meta(tokenizer_folder):
-    """What a training run records, as far as exporting looks at it."""
-    model = {field: getattr(CONFIG, field) for field in CONFIG.__dataclass_fields__}
-    return {
-        "phase": "decay_all",
-        "step": 12,
-        "row": 48,
-        "tokens": 12_288,
-        "languages": ["eng", "kin", "swa"],
-        "history": [{"phase": "phase1", "step": 3000, "tokens": 4_000_000}],
-        "tokenizer": {"sha256": load_tokenizer(tokenizer_folder).sha256, "vocab_size": 332},
-        "held_out_groups": {"added last": {"loss": 4.5678, "accuracy": 0.3456, "languages": 2}},
-        "config": {
-            "model": model,
-            "data": {
-                "corpus": str(tokenizer_folder.parent),
-                "row_length": 256,
-                "temperature": 0.3,
-                "sources": {},
-            },
-            "train": {"batch_rows": 4},
-            "mask": {"ratio": 0.05},
-            "optimizer": {"peak_lr": 8e-4, "schedule": "one_minus_sqrt", "weight_decay": 8e-5},
-            "dtype": "bfloat16",
-            "seed": 21,
-        },
-    }
-
-
-@pytest.fixture(scope="module")
-def run(params, meta, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run") / "decay_all"
-    save_params(folder, params, meta)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def exported(run, tmp_path_factory):
-    """The folder that the command line writes."""
-    folder = tmp_path_factory.mktemp("exported") / "model"
-    result = run_tool("export_hf", "--checkpoint", run, "--output", folder)
-    assert result.returncode == 0, result.stderr
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["model"]
-    return folder
+from mmbert_jax.model.heads import HeadConfig, outputs
 
 
 def test_transformers_loads_model_and_tokenizer(exported, params, tokenizer_folder):
@@ -178,87 +90,6 @@ def test_config_has_both_generations_of_rope_fields(exported):
     assert isinstance(fields["norm_eps"], float)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"layer_types": None, "rope_parameters": None},
-        {"global_rope_theta": None, "local_rope_theta": None, "global_attn_every_n_layers": None},
-        {"rope_parameters": None, "global_attn_every_n_layers": None},
-    ],
-    ids=["old fields only", "new fields only", "old thetas, new layer types"],
-)
-def test_either_generation_of_rope_fields_is_read(change):
-    fields = {k: v for k, v in (to_hf(CONFIG, 256, "float32") | change).items() if v is not None}
-    config, _ = from_hf(fields)
-    assert (config.global_rope_theta, config.local_rope_theta, config.global_every) == (
-        9_000.0,
-        800.0,
-        3,
-    )
-
-
-@pytest.mark.parametrize(
-    ("fields", "expected"),
-    [
-        (
-            {"global_rope_theta": 5.0, "local_rope_theta": None},
-            (5.0, 5.0),
-        ),  # null: like the global layers
-        ({"global_rope_theta": 5.0}, (5.0, 10_000.0)),
-        (
-            {"rope_parameters": {"full_attention": {"rope_theta": 7}}, "local_rope_theta": 3.0},
-            (7.0, 3.0),
-        ),
-        ({}, (160_000.0, 10_000.0)),
-    ],
-)
-def test_thetas_that_are_left_out_are_those_of_transformers(fields, expected):
-    rest = to_hf(CONFIG, 256, "float32")
-    for name in ("global_rope_theta", "local_rope_theta", "rope_parameters"):
-        del rest[name]
-    config, _ = from_hf(rest | fields)
-    assert (config.global_rope_theta, config.local_rope_theta) == expected
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"architectures": ["ModernBertForMultipleChoice"]}, "architectures"),
-        (
-            {"architectures": ["ModernBertForSequenceClassification"]},
-            "classifier.weight is missing",
-        ),
-        ({"architectures": ["BertForMaskedLM"], "model_type": "bert"}, "architectures"),
-        ({"norm_bias": True}, "norm_bias is True"),
-        ({"attention_bias": True}, "attention_bias is True"),
-        ({"mlp_bias": True}, "mlp_bias is True"),
-        ({"classifier_bias": True}, "classifier_bias is True"),
-        ({"decoder_bias": False}, "decoder_bias is False"),
-        ({"hidden_activation": "silu"}, "hidden_activation is 'silu'"),
-        ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
-        ({"pad_token_id": 50283}, "pad_token_id is 50283"),
-        ({"pad_token_id": None}, "pad_token_id is None"),
-        ({"hidden_size": "64"}, "hidden_size is '64'"),
-        ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
-        ({"norm_eps": True}, "norm_eps is True"),
-        ({"pad_token_id": 7}, "pad_token_id is 7; only 0"),
-        ({"num_attention_heads": 7}, "not a multiple"),
-        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling"),
-        ({"local_rope_theta": 801.0}, "rope_parameters.sliding_attention.rope_theta is 800.0"),
-        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "rope_type is 'yarn'"),
-        ({"layer_types": ["full_attention"] * 4}, "layer_types"),
-        ({"layer_types": ["sliding_attention"] * 4}, "layer_types"),
-    ],
-    ids=lambda x: x if isinstance(x, str) else "",
-)
-def test_refuses_another_architecture(exported, tmp_path, change, message):
-    folder = shutil.copytree(exported, tmp_path / "model")
-    fields = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(fields | change))
-    with pytest.raises(UserError, match=message):
-        load_hf(folder)
-
-
 def test_special_ids_of_another_tokenizer_go_through(exported, params, meta, tmp_path):
     """A folder like ModernBERT's: ids at the end of the vocabulary, tokeniser files that are copied as they are."""
     folder = shutil.copytree(exported, tmp_path / "model")
@@ -309,110 +140,6 @@ def test_says_when_logits_cannot_be_compared(exported, monkeypatch):
         "importlib.util.find_spec", lambda name: None if name == "torch" else real(name)
     )
     assert "logits not, which needs torch" in compare_with_transformers(exported)
-
-
-def drop(tensors):
-    del tensors["model.layers.2.mlp.Wi.weight"]
-
-
-def add(tensors):
-    tensors["model.layers.0.attn_norm.weight"] = np.ones(64, np.float32)
-
-
-def reshape(tensors):
-    tensors["model.layers.1.attn.Wo.weight"] = np.ones((64, 63), np.float32)
-
-
-def untie(tensors):
-    tensors["decoder.weight"] = tensors["model.embeddings.tok_embeddings.weight"] + 1
-
-
-def to_integers(tensors):
-    tensors["head.norm.weight"] = np.ones(64, np.int32)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (drop, "model.layers.2.mlp.Wi.weight is missing"),
-        (add, "model.layers.0.attn_norm.weight is not part of the model"),
-        (reshape, r"model.layers.1.attn.Wo.weight has shape \(64, 63\) instead of \(64, 64\)"),
-        (untie, "decoder.weight differs"),
-        (to_integers, "head.norm.weight is stored as int32"),
-    ],
-)
-def test_refuses_tensors_that_do_not_fit(exported, tmp_path, change, message):
-    folder = shutil.copytree(exported, tmp_path / "model")
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(UserError, match=message):
-        load_hf(folder)
-
-
-def test_a_stored_copy_of_the_tied_decoder_is_accepted(exported, params, tmp_path):
-    folder = shutil.copytree(exported, tmp_path / "model")
-    tensors = load_file(folder / "model.safetensors")
-    tensors["decoder.weight"] = tensors["model.embeddings.tok_embeddings.weight"].copy()
-    save_file(tensors, folder / "model.safetensors")
-    jax.tree.map(np.testing.assert_array_equal, load_hf(folder)[0], params)
-
-
-def test_refuses_pickled_truncated_and_absent_weights(exported, tmp_path):
-    folder = shutil.copytree(exported, tmp_path / "model")
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
-        load_hf(folder)
-    weights.rename(folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"pytorch_model\.bin.*save_pretrained"):
-        load_hf(folder)
-    (folder / "pytorch_model.bin").unlink()
-    with pytest.raises(UserError, match="neither"):
-        load_hf(folder)
-    result = run_tool("import_hf", "--model", tmp_path / "nowhere", "--output", tmp_path / "run")
-    assert result.returncode == 2
-    assert "nowhere/config.json does not exist" in result.stderr
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"weight_map": {"a": "../model.safetensors"}}', r"names '\.\./model\.safetensors'"),
-        ('{"weight_map": {"a": "pytorch_model.bin"}}', r"names 'pytorch_model\.bin'"),
-        ('{"weight_map": {"a": 3}}', "names 3"),
-        ('{"weight_map": 3}', "is damaged"),
-        ("{", "is damaged"),
-    ],
-)
-def test_refuses_an_index_that_leads_elsewhere(exported, tmp_path, text, message):
-    folder = shutil.copytree(exported, tmp_path / "model")
-    (folder / "model.safetensors").rename(tmp_path / "model.safetensors")
-    (folder / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(UserError, match=message):
-        load_hf(folder)
-
-
-@pytest.mark.parametrize(
-    ("kind", "change", "message"),
-    [
-        ("SequenceClassification", {"classifier_pooling": "max"}, "classifier_pooling is 'max'"),
-        ("TokenClassification", {"classifier_activation": "swish"}, "classifier_activation is"),
-        ("TokenClassification", {"id2label": {"0": "a", "2": "b"}}, "id2label is"),
-        ("TokenClassification", {"id2label": ["a"]}, "id2label is"),
-        ("QuestionAnswering", {"id2label": {"0": "a"}}, "id2label has 1 entries"),
-        ("TokenClassification", {"classifier_bias": True}, "head.dense.bias is missing"),
-        ("TokenClassification", {}, "decoder.bias is not part of the model"),
-    ],
-)
-def test_refuses_heads_that_do_not_fit(exported, tmp_path, kind, change, message):
-    folder = shutil.copytree(exported, tmp_path / "model")
-    fields = json.loads((folder / "config.json").read_text())
-    fields |= {"architectures": [f"ModernBertFor{kind}"]} | change
-    (folder / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(UserError, match=message):
-        load_model(folder)
 
 
 def test_shards_and_their_index(run, params, tmp_path):

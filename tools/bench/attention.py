@@ -11,7 +11,6 @@ import functools
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ from mmbert_jax.errors import run_main
 from mmbert_jax.files import check_file, write_json
 from mmbert_jax.kernels.attention import attention, implementation_for
 from mmbert_jax.kernels.ranges import Ranges, ranges
+from mmbert_jax.places import place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +83,7 @@ def main() -> None:
         metavar="NAME",
         help='as the table names them, such as "jax.nn cudnn" (default: all that are installed)',
     )
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--output", type=place, help="JSON file to write")
     arguments = parser.parse_args()
     if arguments.output:
         check_file(arguments.output)

@@ -39,6 +39,7 @@ from mmbert_jax.model.heads import encode, init_params
 from mmbert_jax.model.masking import num_targets
 from mmbert_jax.model.row_keys import in_words
 from mmbert_jax.parallel.mesh import make_mesh
+from mmbert_jax.places import place
 from mmbert_jax.step import compile_train_step, init_state
 
 # Packed rows are a multiple of this.
@@ -54,7 +55,7 @@ def main() -> None:
         epilog="example:\n  JAX_PLATFORMS=cpu python tools/bench/cpu.py --output docs/benchmarks/cpu.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--output", type=place, help="JSON file to write")
     parser.add_argument("--threads", type=int, default=2, help="of torch (default 2)")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each (default 3)")
     parser.add_argument(

@@ -41,6 +41,7 @@ from mmbert_jax.inference.load import load, use_compile_cache
 from mmbert_jax.inference.rows import batch_arrays, default_batch_tokens, plan
 from mmbert_jax.model import heads
 from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.places import Place, place
 
 SIZES = {
     "base": {},
@@ -251,7 +252,7 @@ def table(results: Sequence[dict], header: bool = True) -> str:
     return "\n".join(lines if header else lines[2:])
 
 
-def plot(results: Sequence[dict], title: str, path: Path) -> None:
+def plot(results: Sequence[dict], title: str, path: Place) -> None:
     """Bars of median tokens a second, with lines from the slowest to the fastest run."""
     kinds = list(dict.fromkeys(r["lengths"] for r in results))
     engines = list(dict.fromkeys(r["engine"] for r in results))
@@ -329,7 +330,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="threads of torch on a CPU")
     parser.add_argument("--compile_cache", help="folder for compiled programs")
     parser.add_argument(
-        "--output", required=True, type=Path, help="folder for inference.json, .md and .png"
+        "--output", required=True, type=place, help="folder for inference.json, .md and .png"
     )
     args = parser.parse_args()
     if min(args.sequences, args.runs) < 1:
@@ -382,7 +383,7 @@ def main() -> None:
     write(args.output, details, results)
 
 
-def write(folder: Path, details: dict, results: list[dict]) -> None:
+def write(folder: Place, details: dict, results: list[dict]) -> None:
     """`inference.json`, `.md` and `.png`; prints the table."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "inference.json", details | {"results": results})

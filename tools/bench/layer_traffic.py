@@ -27,6 +27,7 @@ from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import bind, init_params
 from mmbert_jax.parallel import hardware, hlo
 from mmbert_jax.parallel.mesh import make_mesh
+from mmbert_jax.places import place
 
 MEGABYTE = 2**20
 PHASE1 = str(Path(__file__).resolve().parents[2] / "configs/phase1.py")
@@ -70,7 +71,7 @@ def main() -> None:
         metavar="CHIP:ROWSxLENGTH",
         help="h100, v5e, v5p or v6e (default h100:32x1024 v5e:4x1024)",
     )
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--output", type=place, help="JSON file to write")
     args = parser.parse_args()
     if args.output:
         check_file(args.output)

@@ -31,6 +31,7 @@ from mmbert_jax.goodput import read_timeline
 from mmbert_jax.model.row_keys import in_words
 from mmbert_jax.optim.schedules import learning_rate, phase_rows
 from mmbert_jax.parallel.mesh import make_mesh
+from mmbert_jax.places import place
 from mmbert_jax.step import compile_train_step, init_state
 from mmbert_jax.train import train
 
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument(
         "--rows", type=int, default=16, help="of a step, of 128 tokens (default 16)"
     )
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--output", type=place, help="JSON file to write")
     arguments = parser.parse_args()
     if arguments.output:
         check_file(arguments.output)

@@ -23,6 +23,7 @@ from typing import Any
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.files import check_file, write_json
+from mmbert_jax.places import Place, place
 
 EXAMPLE = """example:
   python tools/make_cldr_text.py --output cldr.jsonl --documents 160
@@ -41,9 +42,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--input", required=True, type=Path, help="JSONL with language and text")
+    parser.add_argument("--input", required=True, type=place, help="JSONL with language and text")
     parser.add_argument(
-        "--tokenizer", required=True, nargs="+", type=Path, help="*.model or tokenizer.json"
+        "--tokenizer", required=True, nargs="+", type=place, help="*.model or tokenizer.json"
     )
     parser.add_argument(
         "--megabytes",
@@ -60,11 +61,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--repeats", type=int, default=3, help="rates are medians of so many (default: 3)"
     )
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--output", type=place, help="JSON file for the figures")
     return parser.parse_args()
 
 
-def write_text(source: Path, path: Path, size: int) -> None:
+def write_text(source: Place, path: Path, size: int) -> None:
     """JSONL of about `size` bytes of text: the n-th copy of a document is turned by n characters and numbered."""
     records = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
     if not any(record["text"] for record in records):
@@ -83,7 +84,7 @@ def write_text(source: Path, path: Path, size: int) -> None:
             copy += 1
 
 
-def bare_rate(tokenizer_path: Path, text: Path) -> dict[str, float]:
+def bare_rate(tokenizer_path: Place, text: Path) -> dict[str, float]:
     """MB and tokens a second of one process that only tokenises."""
     texts, size = [], 0
     with text.open(encoding="utf-8") as lines:
@@ -135,7 +136,7 @@ def resident_bytes(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE") + sum(map(resident_bytes, children))
 
 
-def measure(tokenizer: Path, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure(tokenizer: Place, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The figures of one tokeniser."""
     whole, part = folder / "whole.jsonl", folder / "part.jsonl"
     bare, together, rates, memory = [], [], [], {}

@@ -36,6 +36,7 @@ from mmbert_jax.data.rows import Rows
 from mmbert_jax.data.shards import OLD_SUFFIX, SUFFIX, ShardWriter
 from mmbert_jax.errors import run_main
 from mmbert_jax.files import check_file, write_json
+from mmbert_jax.places import place
 
 ROW_LENGTH, MICROBATCH = 1024, 32
 LANGUAGES = (60, 1833)
@@ -62,7 +63,7 @@ def main() -> None:
     parser.add_argument(
         "--latency", type=float, default=0.03, help="seconds before an answer (default 0.03)"
     )
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--output", type=place, help="JSON file to write")
     arguments = parser.parse_args()
     if arguments.output:
         check_file(arguments.output)

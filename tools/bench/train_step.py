@@ -24,6 +24,7 @@ from mmbert_jax.kernels import attention
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.row_keys import in_words
 from mmbert_jax.parallel.mesh import make_mesh
+from mmbert_jax.places import place
 from mmbert_jax.step import abstract_state, compile_train_step
 
 SIZES = {"small": (384, 6), "base": (768, 12)}
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("--vocab_size", type=int, default=256_000)
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--steps", type=int, default=10, help="timed steps (default 10)")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--output", type=place, help="JSON file to write")
     arguments = parser.parse_args()
     if arguments.output:
         check_file(arguments.output)

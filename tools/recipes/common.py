@@ -22,10 +22,10 @@ def parse_arguments(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--model", required=True, type=Path, help="folder that tools/export_hf.py wrote"
+        "--model", required=True, type=local, help="folder that tools/export_hf.py wrote, on a disk"
     )
-    parser.add_argument("--data", required=True, type=Path, nargs="+", help="JSONL files")
-    parser.add_argument("--output", required=True, type=Path, help="folder for the trained model")
+    parser.add_argument("--data", required=True, type=local, nargs="+", help="JSONL files")
+    parser.add_argument("--output", required=True, type=local, help="folder for the trained model")
     parser.add_argument("--batch_size", type=int, default=batch_size, help=f"default {batch_size}")
     if mini_batch:
         parser.add_argument(
@@ -41,6 +41,13 @@ def parse_arguments(
     parser.add_argument("--epochs", type=float, default=1, help="default 1")
     parser.add_argument("--max_steps", type=int, default=-1, help="ends earlier; default: no limit")
     return parser.parse_args(argv)
+
+
+def local(path: str) -> Path:
+    """A path on a disk, which is all that PyTorch's libraries read and write."""
+    if "://" in path:
+        raise argparse.ArgumentTypeError(f"{path}: recipes work on a disk; copy it there first")
+    return Path(path).expanduser()
 
 
 def read_jsonl(paths: list[Path], columns: tuple[str, ...]) -> Dataset:
