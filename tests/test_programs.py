@@ -103,10 +103,10 @@ def make(folder: Path, lies_at: Place) -> None:
 
 
 def module(name):
-    """A module of the package, or a program among the tools."""
-    if "." in name:
+    """A module of the package, or a program by its path."""
+    if name.startswith("mmbert_jax."):
         return importlib.import_module(name)
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name.rpartition("/")[2], ROOT / f"{name}.py")
     found = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(found)
     return found
@@ -181,7 +181,7 @@ def replace_what_takes_long(name, program, monkeypatch, evaluation=True):
 
 def run(name, made, out, monkeypatch, evaluation=True) -> int:
     """Runs a program in this process, with an `evaluation` that is replaced or real; its exit status."""
-    place, arguments = COMMANDS[name]
+    program_name, arguments = COMMANDS[name]
     if name == "train":
         config = tiny_config(
             data__corpus=str(made / "corpus"), model__vocab_size=2048, mesh__data=8
@@ -190,7 +190,7 @@ def run(name, made, out, monkeypatch, evaluation=True) -> int:
         def main():
             train(config, out)
     else:
-        program = module(place)
+        program = module(program_name if "." in program_name else f"tools/{program_name}")
         replace_what_takes_long(name, program, monkeypatch, evaluation)
         main = program.main
     monkeypatch.setattr(sys, "argv", [name, *arguments.format(made=made, out=out).split()])
@@ -356,8 +356,8 @@ def test_what_is_not_in_a_bucket_is_named(name, bucket, tmp_path, monkeypatch, c
 
 
 def test_paths_that_no_program_writes_to(bucket, tmp_path, monkeypatch, capsys):
-    """Where a launcher looks for checkpoints, where compiled programs are kept, and a scheme that nothing here knows."""
-    local = module("../launch/local")
+    """Where a launcher looks for checkpoints, where programs are kept, and a scheme that nothing here knows."""
+    local = module("launch/local")
     assert local.newest_checkpoint(["--workdir", str(bucket / "made" / "run")]) == 3
     monkeypatch.setattr("jax.config.update", lambda name, value: None)
     assert use_compile_cache(str(bucket / "compiled")) == bucket / "compiled"
