@@ -323,7 +323,8 @@ def written(folder: Place, made: Place) -> dict[str, bytes]:
 def printed(folder: Place, made: Place, capsys) -> dict[str, bytes]:
     """What stands on standard output, but for how long it took."""
     text = capsys.readouterr().out.replace(str(made), "MADE").replace(str(folder), "FOLDER")
-    return {"printed": re.sub(r"in [\d.]+ s \([\d,]+ tokens/s\)", "", text).encode()}
+    text = re.sub(r"in [\d.]+ s \([\d,]+ tokens/s\)", "", text)
+    return {"printed": re.sub("[ -]+", " ", text).encode()}  # tables are as wide as paths
 
 
 READ_FROM = {
