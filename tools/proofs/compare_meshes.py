@@ -84,8 +84,9 @@ def losses(args, processes: int, devices: int, shape: tuple[int, ...]) -> list[d
             ("log_every_steps", 1),
         )
     ]
-    process = jobs.start([*args.train, *mesh, *rarely], workdir, processes, devices)
-    jobs.wait_for_end(process, workdir)
+    log = args.output / f"{workdir.name}.log"
+    process = jobs.start([*args.train, *mesh, *rarely], workdir, log, processes, devices)
+    jobs.wait_for_end(process, log)
     shutil.rmtree(checkpoints(workdir))
     return jobs.steps(workdir)
 
