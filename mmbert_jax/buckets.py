@@ -4,12 +4,14 @@ There is no rename there, and no appending; what takes their place is that an ob
 a store refuses a write whose condition does not hold.
 """
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mmbert_jax.errors import UserError, brief
 from mmbert_jax.places import Place, files_under, filesystem
 
 if TYPE_CHECKING:
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 # In a folder that is being uploaded: what lies there was left by a killed program and may be written anew.
 UPLOADING = ".uploading"
 _AT_ONCE = 16
+# Of tensorstore's requests: waits of 0.5, 1, 2, 4, then 8 s between tries, not quite two minutes. Where one answer in
+# five is a failure, this many tries all fail once in 10^12 requests.
+RETRIES = {"max_retries": 16, "initial_delay": "500ms", "max_delay": "8s"}
 
 
 def kvstore_spec(path: Place | str) -> dict[str, Any]:
@@ -26,8 +31,8 @@ def kvstore_spec(path: Place | str) -> dict[str, Any]:
     bucket, _, folder = rest.partition("/")
     where = {"bucket": bucket, "path": folder}
     if scheme == "gs":
-        return {"driver": "gcs", **where}
-    spec = {"driver": "s3", **where}
+        return {"driver": "gcs", **where, "context": {"gcs_request_retries": RETRIES}}
+    spec = {"driver": "s3", **where, "context": {"s3_request_retries": RETRIES}}
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
         # A store that is not Amazon's need not know of regions; requests are signed for one all the same.
@@ -41,22 +46,24 @@ def kvstore_spec(path: Place | str) -> dict[str, Any]:
     return spec
 
 
-def open_store(prefix: str, **context: dict[str, Any]) -> "tensorstore.KvStore":
+def open_store(prefix: str, requests_at_once: int | None = None) -> "tensorstore.KvStore":
     """What begins with `prefix` in a bucket, through tensorstore.
 
     Args:
-      context: resources of the driver: `request_concurrency`, `request_retries`.
+      requests_at_once: how many are under way, of all that this store is asked for; None: as many as is usual.
     """
     import tensorstore  # not what programs that see no bucket have to wait for
 
     spec = kvstore_spec(prefix)
-    spec["context"] = {f"{spec['driver']}_{name}": x for name, x in context.items()}
+    if requests_at_once:
+        spec["context"][f"{spec['driver']}_request_concurrency"] = {"limit": requests_at_once}
     return tensorstore.KvStore.open(spec).result()
 
 
 def read_version(path: Place) -> tuple[bytes | None, bytes]:
     """What an object holds, None where there is none, and its version for `write_if`."""
-    found = _store(path).read(path.name).result()
+    with _saying_which(path):
+        found = _store(path).read(path.name).result()
     return (found.value if found.state == "value" else None), found.stamp.generation
 
 
@@ -65,19 +72,22 @@ def write_if(path: Place, data: bytes | None, version: bytes) -> bool:
 
     A request whose answer was lost is sent again and then refused: True also where what is there is what was to be.
     """
-    if _store(path).write(path.name, data, if_equal=version).result().generation:
-        return True
+    with _saying_which(path):
+        if _store(path).write(path.name, data, if_equal=version).result().generation:
+            return True
     return data is not None and read_version(path)[0] == data
 
 
 def write(path: Place, data: bytes) -> None:
     """Writes an object, whatever was there."""
-    filesystem(path).pipe_file(str(path), data)
+    with _saying_which(path):
+        filesystem(path).pipe_file(str(path), data)
 
 
 def upload(local: Path, path: Place) -> None:
     """Copies a file into a bucket; the object is there when all of it is."""
-    filesystem(path).put_file(str(local), str(path))
+    with _saying_which(path):
+        filesystem(path).put_file(str(local), str(path))
 
 
 def upload_folder(local: Path, folder: Place, last: str | None) -> None:
@@ -98,7 +108,7 @@ def upload_folder(local: Path, folder: Place, last: str | None) -> None:
     remove(path for path in before if str(path)[prefix:] not in names)
     for name in at_end:
         upload(local / name, folder / name.as_posix())
-    (folder / UPLOADING).unlink()
+    (folder / UPLOADING).unlink(missing_ok=True)  # a lost answer is asked for again
 
 
 def download_folder(folder: Place, local: Path) -> None:
@@ -131,6 +141,17 @@ def _for_each(items: Iterable[Any], act: Callable[[Any], None]) -> None:
     """Several at a time, since each waits for its answer; raises what the first that fails does."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         list(pool.map(act, items))
+
+
+@contextlib.contextmanager
+def _saying_which(path: Place) -> Iterator[None]:
+    """Names the object where tensorstore fails, or there is no bucket to write to."""
+    try:
+        yield
+    except ValueError as error:  # what tensorstore raises of every kind
+        raise UserError(f"{path}: {brief(error)}") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: {brief(error)}; see to the bucket's name") from error
 
 
 def _store(path: Place) -> "tensorstore.KvStore":

@@ -204,8 +204,8 @@ def _saying_where(manager: ocp.CheckpointManager) -> Iterator[None]:
 def _failed(folder: Place, error: Exception) -> UserError:
     reason = brief(error)
     return UserError(
-        f"saving to {folder} failed: {reason}. Checkpoints that were complete are as they were; see to the disk, then"
-        " run the same command again"
+        f"saving to {folder} failed: {reason}. Checkpoints that were complete are as they were; see to the disk or"
+        " the bucket, then run the same command again"
     )
 
 

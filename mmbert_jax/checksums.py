@@ -21,7 +21,7 @@ def write_sums(folder: Place) -> None:
     """Writes the sums of a checkpoint of which all else is on the disk; takes the mark of `announce_sums` away."""
     lines = (f"{digest}  {name}\n" for name, digest in sorted(_sums(_files(folder)).items()))
     write_text(folder / SUMS, "".join(lines))
-    (folder / AWAITING_SUMS).unlink()
+    (folder / AWAITING_SUMS).unlink(missing_ok=True)  # a lost answer is asked for again
 
 
 def damage(folder: Place) -> str | None:

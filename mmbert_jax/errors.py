@@ -101,7 +101,7 @@ def brief(error: BaseException) -> str:
     text = str(error).strip() or repr(error)
     if found := re.search(r"\[os_error_code='(\d+)'", text):
         return os.strerror(int(found.group(1)))
-    return re.split(r" \[(?:tensorstore_spec|source locations)=", text.splitlines()[0])[0]
+    return re.split(r" \[(?:\w+|source locations)=", text.splitlines()[0])[0]
 
 
 def _explain_os_error(error: OSError) -> str:

@@ -230,7 +230,7 @@ def remove_folder(path: Place, mark: str) -> None:
             shutil.rmtree(path)
             return
         buckets.remove(file for file in files_under(path) if file.name != mark)
-        (path / mark).unlink()
+        (path / mark).unlink(missing_ok=True)  # a lost answer is asked for again
 
 
 def check_folder(path: str | Place, replace: bool = False) -> None:
@@ -449,7 +449,7 @@ def check_access(folder: Place) -> None:
         probe = folder / f".probe-{secrets.token_hex(8)}"
         with naming(folder):
             buckets.write(probe, b"")
-            probe.unlink()
+            probe.unlink(missing_ok=True)
         return
     if not os.access(folder, os.W_OK | os.X_OK):
         read_only = os.statvfs(folder).f_flag & os.ST_RDONLY

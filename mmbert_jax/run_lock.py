@@ -68,7 +68,8 @@ def take(run: Place) -> str:
     Raises:
       UserError: another job holds it, which is named.
     """
-    run.mkdir(parents=True, exist_ok=True)
+    if not is_remote(run):  # where s3fs would make a bucket of a name that is wrong
+        run.mkdir(parents=True, exist_ok=True)
     held = _Held(run, secrets.token_hex(8), _now())
     try:
         _write_beat(held, 0)

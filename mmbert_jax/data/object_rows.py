@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 # A store answers in some 30 ms, so this many bring 3,000 to 4,000 rows a second.
 REQUESTS_AT_ONCE = 128
-# Waits of 0.5, 1, 2, 4, then 8 s between tries: not quite two minutes. Where one answer in five is a failure, this many
-# tries all fail once in 10^12 rows.
-RETRIES = {"max_retries": 16, "initial_delay": "500ms", "max_delay": "8s"}
 
 _FORBIDDEN, _BEYOND = (401, 403), 416
 
@@ -78,7 +75,7 @@ def unreadable(path: str, error: Exception) -> UserError:
         return UserError(
             f"{path}: shard is shorter than it was written: truncated or changed; {shards.COPY_AGAIN}"
         )
-    tries = RETRIES["max_retries"] + 1
+    tries = buckets.RETRIES["max_retries"] + 1
     reason = f"({status})" if status else f"({brief(error)})"
     return UserError(
         f"{path}: the store does not answer {reason} in {tries} tries; run the same command again when it does"
@@ -95,6 +92,4 @@ def _split(path: str) -> tuple[str, str]:
 @functools.cache
 def _store(bucket: str) -> "tensorstore.KvStore":
     """A bucket, opened once in each process."""
-    return buckets.open_store(
-        f"{bucket}/", request_concurrency={"limit": REQUESTS_AT_ONCE}, request_retries=RETRIES
-    )
+    return buckets.open_store(f"{bucket}/", REQUESTS_AT_ONCE)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from tiny_corpus import write_corpus
 
+from mmbert_jax import buckets
 from mmbert_jax.data import corpus, object_rows
 from mmbert_jax.data.pipeline import held_out_batches, microbatches, open_data
 from mmbert_jax.data.rows import Rows, Shard
@@ -190,7 +191,7 @@ def answers(request, tmp_path, monkeypatch):
         for name in ("GOOGLE_AUTH_TOKEN_FOR_TESTING", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.setenv(name, "x")
         quick = {"max_retries": retries, "initial_delay": "1ms", "max_delay": "4ms"}
-        monkeypatch.setattr(object_rows, "RETRIES", quick)
+        monkeypatch.setattr(buckets, "RETRIES", quick)
         shard = Shard(f"{request.param}://bucket{len(stores)}/{path.name}", 50, path.stat().st_size)
         object_rows._store.cache_clear()
         return Rows([shard]), records, store

@@ -4,8 +4,8 @@ With --processes, the run is a job of several processes under launch/local.py, a
 at random moments, is SIGKILL or SIGSTOP; a stopped process goes on after a while, or is left for the others to miss.
 
 What must be the same, bit for bit: parameters and optimiser state of the last checkpoint, and loss, accuracy and
-gradient norm of every step. Prints a table, writes OUTPUT/kill_test.json, and exits with 1 where something differs. The run that is killed may lie in a
-bucket, and is then compared with one on the disk.
+gradient norm of every step. The run that is killed may lie in a bucket, and is then compared with one on the disk.
+Prints a table, writes OUTPUT/kill_test.json, and exits with 1 where something differs.
 """
 
 import argparse
