@@ -2,10 +2,10 @@
 
 import functools
 
-# With the waits of gcsfs, 1, 2, 4, 8, 16, then 32 s, not quite three minutes; s3fs waits less, and each of its tries is
+# With the waits of gcsfs, 1, 2, 4, 8, 16, then 32 s, a minute and a half; s3fs waits less, and each of its tries is
 # five of botocore's. Of six, which is gcsfs' own number, all fail once in 16,000 requests where one answer in five is a
 # failure: a few times in a long run.
-TRIES = 10
+TRIES = 8
 _FOR_A_MOMENT = (408, 429, 500, 502, 503, 504)
 
 

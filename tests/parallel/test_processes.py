@@ -19,6 +19,7 @@ from tiny import tiny_config
 
 from mmbert_jax import checkpoint
 from mmbert_jax.batches import MicrobatchRanges
+from mmbert_jax.buckets import upload_folder
 from mmbert_jax.data.pipeline import microbatches, open_data
 from mmbert_jax.metrics import read_metrics
 from mmbert_jax.optim.schedules import batch_rows, phase_rows, phase_steps
@@ -26,6 +27,7 @@ from mmbert_jax.parallel import processes
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.processes import RESTART
 from mmbert_jax.parallel.sharding import put_rows
+from mmbert_jax.places import place
 from mmbert_jax.run import complete_steps
 from mmbert_jax.step import init_state, phase_seed
 
@@ -171,6 +173,66 @@ def test_any_number_of_processes_trains_alike(start, one_process, tmp_path, proc
     output = finish(start(tmp_path / "run", processes, devices))
     assert output.count("is complete") == 1  # said by one of them
     assert_same_run(tmp_path / "run", one_process)
+
+
+def on_machines_of_their_own(config, folder, number, workdir) -> list[subprocess.Popen]:
+    """A job whose processes share no disk: each has a config, a home and a folder for what is temporary of its own."""
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(number)}
+    started = []
+    for index in range(number):
+        home = folder / str(index)
+        home.mkdir(parents=True)
+        (home / "tiny.py").write_text(
+            "import json\nfrom ml_collections import ConfigDict\n\n\ndef get_config():\n"
+            f"    return ConfigDict(json.loads({config.to_json()!r}))\n"
+        )
+        own = {"JAX_PROCESS_ID": str(index), "HOME": str(home), "TMPDIR": str(home)}
+        own |= {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(4 // number)}
+        words = ["-m", "mmbert_jax.train", "--config", "tiny.py", "--workdir", workdir]
+        with (home / "output").open("w") as output:
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, *words],
+                    cwd=home,
+                    env=os.environ | job | own,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            )
+    return started
+
+
+def test_processes_without_a_common_disk(config, one_process, gs_bucket, tmp_path):
+    """Corpus and run folder in a bucket; begun by two processes, gone on with by one, ended by four."""
+    bucket = place(gs_bucket)
+    upload_folder(Path(config.data.corpus), bucket / "corpus", last=None)
+    there = config.copy_and_resolve_references()
+    there.data.corpus = str(bucket / "corpus")
+    for number, stop_after in ((2, 6), (1, 12), (4, None)):
+        folder = tmp_path / str(number)
+        job = on_machines_of_their_own(there, folder, number, str(bucket / "run"))
+        said = folder / "0" / "output"
+        try:
+            if stop_after:
+                step = re.compile(rf"^step +{stop_after}\b", re.M)
+                deadline = time.monotonic() + 240
+                while not step.search(said.read_text()):
+                    assert job[0].poll() is None, said.read_text()
+                    assert time.monotonic() < deadline, said.read_text()
+                    time.sleep(0.1)
+                job[-1].send_signal(signal.SIGTERM)
+            statuses = [process.wait(240) for process in job]
+        finally:
+            for process in job:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+        assert statuses == [RESTART if stop_after else 0] * number, said.read_text()
+        left = {path.name for home in folder.iterdir() for path in home.iterdir()}
+        assert left <= {"tiny.py", "output", ".cache"}
+    assert_same_run(bucket / "run", one_process)
 
 
 # --- one of two processes fails alone, or does not answer ---
