@@ -21,8 +21,8 @@ import fsspec
 import pytest
 from etils.epath import backend
 
-# The emulator takes no notice of conditions, does not say which generation of an object it has read out, keeps no more
-# than five connections waiting, and breaks a folder for good whose objects are listed and removed at the same time.
+# The emulator takes no notice of conditions, does not say which generation of an object it has read out, and keeps no
+# more than five connections waiting. It once broke off every listing of a folder, not so since it serves one by one.
 _GS = """
 import socketserver, sys, threading
 from http import HTTPStatus
