@@ -11,6 +11,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from by_recipe import ties
 from safetensors.numpy import load_file
 from stored_models import CONFIG, write_checkpoint, write_folder
 
@@ -19,7 +20,6 @@ from mmbert_jax.hf.load import load_hf
 from mmbert_jax.hf.names import to_theirs
 from mmbert_jax.hf.weights import load_weights, open_weights
 from mmbert_jax.merge.averages import slerp
-from mmbert_jax.merge.ties import ties
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "merge.py"
 
