@@ -35,12 +35,10 @@ MAY_HAVE_BASE = ("multislerp",)
 WEIGHTED = (*TASK_VECTORS, "linear", "multislerp")
 # Settings that each model may have its own of.
 PER_MODEL = ("density", "epsilon", "gamma")
-# Method -> whether the sum is divided by its weights, and whether what is kept gets the norm of what was there.
-NORMALIZED = {method: method in ELECTING for method in TASK_VECTORS} | {
-    "dare_linear": False,
-    "linear": True,
-    "multislerp": True,
-}
+# Method -> mergekit's usual: whether the sum is divided by its weights, whether what is kept gets the norm of all.
+NORMALIZED = dict.fromkeys(TASK_VECTORS, False) | dict.fromkeys(
+    ("ties", "della", "linear", "multislerp"), True
+)
 RESCALED = {method: method.startswith(("dare", "della")) for method in TASK_VECTORS}
 
 WHOLE = ("seed", "max_iter")
@@ -149,7 +147,7 @@ def make_recipe(
     for weight in weights:
         check_value("--weights", "weight", weight)
     normalize = method != "task_arithmetic"
-    if normalize and not all(weight > 0 for weight in weights):
+    if normalize and method in WEIGHTED and not all(weight > 0 for weight in weights):
         raise UserError(f"--weights {list(weights)}: every weight has to be above 0")
     return Recipe(
         method,
@@ -224,7 +222,7 @@ def by_tensor(recipe: Recipe, names: Iterable[str], num_layers: int) -> dict[str
                 raise UserError(
                     f"filter {rule.filter!r} fits no tensor; there are {', '.join(names[:3])}, ..., {names[-1]}"
                 )
-    return {name: _of_tensor(recipe, name, _depth(name, num_layers)) for name in names}
+    return {name: _of_tensor(recipe, name, depth(name, num_layers)) for name in names}
 
 
 def _of_tensor(recipe: Recipe, name: str, depth: float) -> Parameters:
@@ -262,7 +260,7 @@ def value_of(setting: Setting, name: str, depth: float) -> float:
     return (1 - (place - first)) * value[first] + (place - first) * value[second]
 
 
-def _depth(name: str, num_layers: int) -> float:
+def depth(name: str, num_layers: int) -> float:
     parts = name.replace("/", ".").split(".")
     layer = next((int(part) for part in parts if part.isdigit()), None)
     if layer is not None:
