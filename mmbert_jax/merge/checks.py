@@ -13,7 +13,7 @@ from mmbert_jax.hf.config import SPECIAL_IDS, read_config
 from mmbert_jax.hf.weights import INDEX, SINGLE
 from mmbert_jax.merge.models import CHECKPOINT, HUGGING_FACE, StoredModel
 from mmbert_jax.model.config import ModelConfig
-from mmbert_jax.model.task_heads import HeadConfig
+from mmbert_jax.model.heads import HeadConfig
 
 # These concern training alone.
 _OF_TRAINING = ("attention_output_dropout", "dropout")

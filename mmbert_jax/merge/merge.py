@@ -13,7 +13,7 @@ from mmbert_jax.merge.models import CHECKPOINT, StoredModel
 from mmbert_jax.merge.recipe import ELECTING, Parameters, Recipe, by_tensor
 from mmbert_jax.merge.report import Outcome
 from mmbert_jax.merge.task_vectors import Conflicts, combine
-from mmbert_jax.model.task_heads import HeadConfig
+from mmbert_jax.model.heads import HeadConfig
 
 DTYPES = {
     "float32": np.dtype(np.float32),

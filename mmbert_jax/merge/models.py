@@ -124,9 +124,8 @@ def _vocabulary(path: Place) -> dict[str, str] | None:
     description = read_json(path)
     try:
         pieces = description["model"]["vocab"]
-        if not isinstance(
-            pieces, Mapping
-        ):  # of Unigram: pieces with their scores, in the order of ids
+        # Of Unigram: pieces with their scores, in the order of ids.
+        if not isinstance(pieces, Mapping):
             pieces = {piece: i for i, (piece, _) in enumerate(pieces)}
         added = description.get("added_tokens") or ()
         pieces = dict(pieces) | {token["content"]: token["id"] for token in added}

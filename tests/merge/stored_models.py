@@ -13,7 +13,7 @@ from mmbert_jax.hf.config import to_hf
 from mmbert_jax.hf.names import to_theirs
 from mmbert_jax.hf.weights import save_weights
 from mmbert_jax.model.config import ModelConfig
-from mmbert_jax.model.task_heads import HeadConfig, init_params_with
+from mmbert_jax.model.heads import HeadConfig, init_params
 
 CONFIG = ModelConfig(
     vocab_size=340, hidden_size=64, num_layers=2, num_heads=1, intermediate_size=24
@@ -28,7 +28,7 @@ def perturbed(seed: int, amount: float, head: HeadConfig = MASKED_LM) -> dict:
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda x: (np.asarray(x) + amount * rng.normal(size=x.shape)).astype(np.float32),
-        init_params_with(CONFIG, head, 0),
+        init_params(CONFIG, 0, head),
     )
 
 

@@ -18,7 +18,7 @@ from mmbert_jax.merge.merge import merge
 from mmbert_jax.merge.models import open_model
 from mmbert_jax.merge.output import write_merged
 from mmbert_jax.merge.recipe import make_recipe
-from mmbert_jax.model.task_heads import SEQUENCES, HeadConfig
+from mmbert_jax.model.heads import SEQUENCES, HeadConfig
 from mmbert_jax.run import SUMS, checkpoint
 
 HEAD = HeadConfig(SEQUENCES, labels=("neg", "pos"), pooling="mean")

@@ -31,7 +31,7 @@ from mmbert_jax.merge.recipe import (
 )
 from mmbert_jax.merge.recipe_file import read_recipe_file, to_recipe
 from mmbert_jax.merge.sparsify import draw
-from mmbert_jax.model.task_heads import MLM, SEQUENCES, HeadConfig
+from mmbert_jax.model.heads import MLM, SEQUENCES, HeadConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 MERGEKIT = ROOT / ".peers" / "mergekit"
