@@ -12,9 +12,10 @@ from mmbert_jax.config import complete
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.files import check_folder, visible
 from mmbert_jax.fingerprint import held_out_digests
-from mmbert_jax.merge.models import CHECKPOINT, check_alike, open_model
+from mmbert_jax.merge.checks import check_alike
+from mmbert_jax.merge.models import CHECKPOINT, open_model
 from mmbert_jax.merge.output import merged_meta
-from mmbert_jax.merge.recipe import METHODS
+from mmbert_jax.merge.recipe import METHODS, WHOLE, check_base
 from mmbert_jax.merge.sweep import RESULTS, best_by_group, grid, make_score, sweep
 from mmbert_jax.places import place
 from mmbert_jax.report.plots import plot_sweep
@@ -49,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
         parser.add_argument(
             f"--{name}",
             nargs="+",
-            type=int if name == "seed" else float,
+            type=int if name in WHOLE else float,
             default=argparse.SUPPRESS,
             help="values to try; see tools/merge.py",
         )
@@ -91,10 +92,7 @@ def main() -> None:
         )
     settings = {name: values for name, values in vars(args).items() if name in SETTINGS}
     recipes = grid(args.method, len(models), parse_weights(args.weights), settings)
-    if recipes[0].has_base != (base is not None):
-        raise UserError(
-            f"--method {args.method} {'needs' if base is None else 'has no use for'} --base"
-        )
+    check_base(f"--method {args.method}", args.method, base is not None, "--base")
 
     config = complete(ConfigDict(merged_meta({}, everyone)["config"]))
     if "eval" not in config:

@@ -96,15 +96,11 @@ def model_card(
       parameters: how many the model has.
       held_out_groups: group -> {"loss", "accuracy", "languages"}; may be empty.
     """
-    head = HeadConfig.from_config(meta["config"])
-    tag, _, loader = HEADS[head.kind]
-    if head.kind == MLM and "special_ids" not in meta["config"]:
-        usage = USAGE.format(name=name)
-    else:
-        version = "4.53" if head.kind == SPANS else "4.48"
-        usage = USAGE_OF_OTHERS.format(name=name, auto_class=loader, version=version)
+    front_matter, usage = frame(
+        name, HeadConfig.from_config(meta["config"]), "special_ids" not in meta["config"]
+    )
     parts = [
-        FRONT_MATTER.format(tag=tag),
+        front_matter,
         f"# {name}\n",
         _introduction(meta, fields, parameters),
         _held_out(held_out_groups),
@@ -115,6 +111,20 @@ def model_card(
         + _table(("Field", "Value"), [(f"`{key}`", fields[key]) for key in MODEL_FIELDS]),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def frame(name: str, head: HeadConfig, own_special_ids: bool) -> tuple[str, str]:
+    """What a card begins with, for the hub, and its section on use, for a model with this head.
+
+    Args:
+      own_special_ids: whether the tokeniser's special ids are this project's, so that `<mask>` is its mask.
+    """
+    tag, _, loader = HEADS[head.kind]
+    if head.kind == MLM and own_special_ids:
+        return FRONT_MATTER.format(tag=tag), USAGE.format(name=name)
+    version = "4.53" if head.kind == SPANS else "4.48"
+    usage = USAGE_OF_OTHERS.format(name=name, auto_class=loader, version=version)
+    return FRONT_MATTER.format(tag=tag), usage
 
 
 def auto_class(meta: Mapping) -> str:
@@ -156,16 +166,19 @@ def _training(meta: Mapping) -> str:
     """The phases that led here, then the last one's settings or the recipe of the merge."""
     config = meta["config"]
     if merge := meta.get("merge"):
-        settings = ("density", "lambda", "seed", "decay", "t")
-        told = ", ".join(f"{name} {merge[name]}" for name in settings if name in merge)
-        recipe = merge["method"].upper().replace("_", " ") + (f" ({told})" if told else "")
-        rows = [("base", *_phase(merge["base"]))] if "base" in merge else []
-        rows += [
-            (f"weight {round(w, 4)}", *_phase(m))
-            for w, m in zip(merge["weights"], merge["models"], strict=True)
+        settings = [
+            f"{key} {value}" if isinstance(value, int | float) else f"{key} by tensor or model"
+            for key, value in merge.items()
+            if key not in ("by", "method", "weights", "base", "models")
         ]
-        return f"## Training\n\nMerged by {recipe} from:\n\n" + _table(
-            ("", "Phase", "Steps", "Tokens"), rows
+        told = f" ({', '.join(settings)})" if settings else ""
+        rows = [("base", *_parent(merge["base"]))] if "base" in merge else []
+        for weight, model in zip(merge["weights"], merge["models"], strict=True):
+            number = round(weight, 4) if isinstance(weight, int | float) else "by tensor"
+            rows.append((f"weight {number}", *_parent(model)))
+        return (
+            f"## Training\n\nMerged by {merge['method'].upper().replace('_', ' ')}{told} from:\n\n"
+            + _table(("", "Phase", "Steps", "Tokens", "Run", "SHA256SUMS"), rows)
         )
     if "optimizer" not in config:
         return ""
@@ -195,6 +208,15 @@ def _training(meta: Mapping) -> str:
 
 def _phase(phase: Mapping) -> tuple[str, str, str]:
     return phase["phase"], f"{phase['step']:,}", f"{phase['tokens']:,}"
+
+
+def _parent(merged: Mapping) -> tuple[str, ...]:
+    """Of what was merged: its training, its run's name and the beginning of its sums' own sum.
+
+    Merges of before those were recorded have only the first.
+    """
+    run = merged.get("run") or merged["path"]
+    return (*_phase(merged), run.rstrip("/").rpartition("/")[2], merged.get("sums", "")[:12])
 
 
 def _languages(languages: Sequence[str] | None) -> str:

@@ -9,18 +9,22 @@ STRAIGHT = 0.9995
 SMALLEST_NORM = 1e-8
 
 
-def linear(models: Iterable[np.ndarray], weights: Sequence[float]) -> np.ndarray:
+def linear(
+    models: Iterable[np.ndarray], weights: Sequence[float], *, normalize: bool = True
+) -> np.ndarray:
     """Weighted mean of arrays of one shape and dtype (Wortsman et al., "Model soups", 2022); returns that dtype.
 
     Args:
       models: an iterator is read one at a time.
       weights: one for each model; only their ratios matter, their sum must not be 0.
+      normalize: False for the weighted sum.
     """
     total = None
     for model, weight in zip(models, weights, strict=True):
         term = model * model.dtype.type(weight)
         total = term if total is None else np.add(total, term, out=total)
-    total /= total.dtype.type(sum(weights))
+    if normalize:
+        total /= total.dtype.type(sum(weights))
     return total
 
 

@@ -3,15 +3,16 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from mmbert_jax.checkpoint import open_params
-from mmbert_jax.data.tokenizer_identity import same_tokenizer
 from mmbert_jax.errors import UserError
+from mmbert_jax.files import read_json
 from mmbert_jax.hf.config import read_config
+from mmbert_jax.hf.load import DECODER, EMBEDDING
 from mmbert_jax.hf.weights import open_weights
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.places import Place, place
@@ -70,41 +71,6 @@ def open_model(path: str | Place) -> StoredModel:
     )
 
 
-def check_alike(first: StoredModel, others: Iterable[StoredModel]) -> None:
-    """Raises a `UserError` unless all models are of one kind, one shape and one tokeniser."""
-    for other in others:
-        if other.kind != first.kind:
-            raise UserError(
-                f"{other.path} is a {other.kind} and {first.path} a {first.kind}: make all of them checkpoints with"
-                " tools/import_hf.py, or folders with tools/export_hf.py"
-            )
-        if first.kind == HUGGING_FACE:
-            ours, theirs = (read_config(model.meta).head for model in (first, other))
-            if ours != theirs:
-                raise UserError(
-                    f"{other.path}/config.json: its head is {theirs}, that of {first.path} is {ours}"
-                )
-        for field in dataclasses.fields(ModelConfig):
-            if field.name == "attention_output_dropout":  # concerns training alone
-                continue
-            ours, theirs = (getattr(model.config, field.name) for model in (first, other))
-            if ours != theirs:
-                raise UserError(
-                    f"{other.path}: config.model.{field.name} is {theirs}, that of {first.path} is {ours};"
-                    " merge models of one shape"
-                )
-        if not same_tokenizer(first.tokenizer, other.tokenizer):
-            raise UserError(
-                f"{other.path}: has another tokeniser than {first.path}; their embeddings cannot be merged"
-            )
-        for name in sorted(first.shapes.keys() | other.shapes.keys()):
-            if first.shapes.get(name) != other.shapes.get(name):
-                raise UserError(
-                    f"{other.path}: {name} has shape {other.shapes.get(name)}, that of {first.path} has"
-                    f" {first.shapes.get(name)}"
-                )
-
-
 def _open_hugging_face(folder: Place) -> StoredModel:
     try:
         fields = json.loads((folder / "config.json").read_bytes())
@@ -112,6 +78,7 @@ def _open_hugging_face(folder: Place) -> StoredModel:
     except ValueError as error:  # a UserError too: it does not know the folder
         raise UserError(f"{folder}: {error}") from error
     shapes, read = open_weights(folder)
+    shapes = _without_tied_copy(folder, shapes, read)
 
     def read_floats(name: str) -> np.ndarray:
         tensor = read(name)
@@ -133,11 +100,38 @@ def _open_hugging_face(folder: Place) -> StoredModel:
     )
 
 
+def _without_tied_copy(
+    folder: Place, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], np.ndarray]
+) -> dict[str, tuple[int, ...]]:
+    """Tensors without a masked LM's decoder, which some writers store a second time and merges would untie.
+
+    Raises:
+      UserError: it is another one than the embeddings.
+    """
+    if DECODER not in shapes or EMBEDDING not in shapes:
+        return dict(shapes)
+    if not np.array_equal(read(DECODER), read(EMBEDDING)):
+        raise UserError(
+            f"{folder}: {DECODER} differs from {EMBEDDING}; only tied decoders can be merged"
+        )
+    return {name: shape for name, shape in shapes.items() if name != DECODER}
+
+
 def _vocabulary(path: Place) -> dict[str, str] | None:
     """What a tokenizer.json's ids stand for, as a record's content; two that split texts otherwise may still merge."""
     if not path.is_file():
         return None
-    description = json.loads(path.read_bytes())
-    added = {token["content"]: token["id"] for token in description["added_tokens"]}
-    pieces = sorted((description["model"]["vocab"] | added).items())
-    return {"content": hashlib.sha256(json.dumps(pieces).encode()).hexdigest()}
+    description = read_json(path)
+    try:
+        pieces = description["model"]["vocab"]
+        # Of Unigram: pieces with their scores, in the order of ids.
+        if not isinstance(pieces, Mapping):
+            pieces = {piece: i for i, (piece, _) in enumerate(pieces)}
+        added = description.get("added_tokens") or ()
+        pieces = dict(pieces) | {token["content"]: token["id"] for token in added}
+        listed = sorted(pieces.items())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is no tokenizer.json of a model with a vocabulary ({error!r}); copy it again"
+        ) from error
+    return {"content": hashlib.sha256(json.dumps(listed).encode()).hexdigest()}

@@ -1,5 +1,6 @@
 """Writing a merged model: a checkpoint from checkpoints, a Hugging Face folder from Hugging Face folders."""
 
+import importlib.metadata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -7,16 +8,18 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from mmbert_jax.checkpoint import Meta, write_params
+from mmbert_jax.checksums import sha256
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import atomic_folder, check_folder, write_json, write_text
+from mmbert_jax.hf.config import SPECIAL_IDS, read_config
 from mmbert_jax.hf.export import check_output, check_written, new_folder
-from mmbert_jax.hf.model_card import FRONT_MATTER, USAGE
+from mmbert_jax.hf.model_card import frame
 from mmbert_jax.hf.weights import save_weights
 from mmbert_jax.merge.models import CHECKPOINT, StoredModel
-from mmbert_jax.merge.recipe import Recipe
+from mmbert_jax.merge.recipe import METHODS, Recipe
 from mmbert_jax.merge.report import Outcome, to_json
 from mmbert_jax.places import Place, place, resolved
-from mmbert_jax.run import SUMS
+from mmbert_jax.run import SUMS, run_folder
 
 REPORT = "merge.json"
 # What belongs to a model's folder besides its weights; everything else in it tells of the one model alone.
@@ -64,18 +67,18 @@ def write_merged(
     if everyone[0].kind == CHECKPOINT:
         _write_checkpoint(output, tensors, merged_meta(described, everyone), report)
     else:
-        _write_folder(output, tensors, everyone[0], report)
+        _write_folder(output, tensors, everyone[0], report, recipe.dtype)
     return outcomes
 
 
 def describe_recipe(
     recipe: Recipe, base: StoredModel | None, models: Sequence[StoredModel]
 ) -> dict[str, Any]:
-    """The recipe with its parents, as the merged model records it."""
+    """The recipe with its parents and with what merged them, as the merged model records it."""
     parents = {"base": _parent(base)} if base else {}
     return (
-        {"method": recipe.method, "weights": list(recipe.weights)}
-        | recipe.settings
+        {"by": f"mmbert_jax {importlib.metadata.version('mmbert_jax')}"}
+        | recipe.describe()
         | parents
         | {"models": [_parent(model) for model in models]}
     )
@@ -104,9 +107,16 @@ def merged_meta(described: Mapping[str, Any], models: Sequence[StoredModel]) -> 
 
 
 def _parent(model: StoredModel) -> dict[str, Any]:
+    """A model by what tells it from others: where it lay, which training step it was, and its content's sums."""
     if model.kind != CHECKPOINT:
-        return {"path": model.path}
-    return {"path": model.path} | {key: model.meta.get(key) for key in ("phase", "step", "tokens")}
+        weights = sorted(model.folder.glob("*.safetensors"))
+        return {"path": model.path, "sums": {file.name: sha256(file) for file in weights}}
+    return {
+        "path": model.path,
+        "run": str(run_folder(model.folder)),
+        **{key: model.meta.get(key) for key in ("phase", "step", "tokens")},
+        "sums": sha256(model.folder / SUMS),
+    }
 
 
 def _write_checkpoint(output: Place, tensors: dict, meta: Meta, report: dict) -> None:
@@ -115,7 +125,9 @@ def _write_checkpoint(output: Place, tensors: dict, meta: Meta, report: dict) ->
         write_json(folder / REPORT, report)
 
 
-def _write_folder(output: Place, tensors: dict, first: StoredModel, report: dict) -> None:
+def _write_folder(
+    output: Place, tensors: dict, first: StoredModel, report: dict, dtype: str | None
+) -> None:
     source = place(first.path)
     with new_folder(output, phase="merged") as folder:
         save_weights(folder, tensors, MAX_SHARD_BYTES)
@@ -123,20 +135,34 @@ def _write_folder(output: Place, tensors: dict, first: StoredModel, report: dict
         for pattern in COPIED:
             for file in sorted(source.glob(pattern)):
                 (folder / file.name).write_bytes(file.read_bytes())
+        if dtype:
+            named = {name for name in ("dtype", "torch_dtype") if name in first.meta}
+            fields = dict.fromkeys(named or {"torch_dtype"}, dtype)
+            write_json(folder / "config.json", dict(first.meta) | fields)
         write_json(folder / REPORT, report)
-        write_text(folder / "README.md", _card(output.name, report))
+        write_text(folder / "README.md", _card(output.name, report, first))
 
 
-def _card(name: str, report: Mapping[str, Any]) -> str:
-    settings = {key: value for key, value in report.items() if isinstance(value, int | float)}
-    lines = [f"# {name}\n", f"Merged with mmbert_jax: {report['method']}, from\n"]
+def _card(name: str, report: Mapping[str, Any], first: StoredModel) -> str:
+    config = read_config(first.meta)
+    front_matter, usage = frame(name, config.head, config.special_ids == SPECIAL_IDS)
+    lines = [f"# {name}\n", f"Merged with {report['by']}: {report['method']}, from\n"]
     if "base" in report:
-        lines.append(f"- `{report['base']['path']}` (the base)")
+        lines.append(f"- {_told(report['base'])} (the base)")
     for model, weight in zip(report["models"], report["weights"], strict=True):
-        lines.append(f"- `{model['path']}`, weight {weight:g}")
+        told = f"weight {weight:g}" if isinstance(weight, int | float) else "a weight by tensor"
+        lines.append(f"- {_told(model)}, {told}")
+    settings = [
+        f"{key} {value:g}" if isinstance(value, int | float) else f"{key} by tensor or model"
+        for key, value in report.items()
+        if key in METHODS[report["method"]]
+    ]
     if settings:
-        lines.append(
-            "\nSettings: " + ", ".join(f"{key} {value:g}" for key, value in settings.items())
-        )
+        lines.append("\nSettings: " + ", ".join(settings))
     lines.append(f"\n`{REPORT}` says what the merge did to every tensor.\n")
-    return "\n".join([FRONT_MATTER, *lines, USAGE.format(name=name)])
+    return "\n".join([front_matter, *lines, usage])
+
+
+def _told(parent: Mapping[str, Any]) -> str:
+    sums = ", ".join(f"{file} {digest[:12]}" for file, digest in parent["sums"].items())
+    return f"`{parent['path']}` (SHA-256: {sums})"

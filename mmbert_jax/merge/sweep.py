@@ -14,8 +14,10 @@ from mmbert_jax.checksums import sha256
 from mmbert_jax.errors import UserError
 from mmbert_jax.evaluate.heldout import Results, by_group, evaluate
 from mmbert_jax.files import nan_for_null, read_json, write_json
+from mmbert_jax.merge.checks import read_finite
+from mmbert_jax.merge.merge import merge
 from mmbert_jax.merge.models import StoredModel
-from mmbert_jax.merge.recipe import Recipe, make_recipe, merge
+from mmbert_jax.merge.recipe import Recipe, make_recipe
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.sharding import param_shardings
 from mmbert_jax.places import Place
@@ -107,7 +109,7 @@ def sweep(
     parents = [*([("base", base)] if base else []), *((model.path, model) for model in models)]
     for name, model in parents:
         if name not in points:
-            results = score({tensor: model.read(tensor) for tensor in model.shapes})
+            results = score({tensor: read_finite(model, tensor)[0] for tensor in model.shapes})
             points[name] = _point(results, groups)
             _write(path, inputs, points)
         say(_line(name, points[name]))

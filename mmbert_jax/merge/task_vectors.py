@@ -1,17 +1,29 @@
-"""Sums of task vectors, of one tensor: what TIES, DARE and task arithmetic share.
+"""Sums of task vectors, of one tensor: what task arithmetic, TIES, DARE, DELLA and breadcrumbs share.
 
-Task arithmetic (Ilharco et al., "Editing Models with Task Arithmetic", 2023) is
+With base b, models t_i and weights w_i, task arithmetic (Ilharco et al., "Editing Models with Task Arithmetic", 2023)
+is
 
-    result = b + lambda * sum_i w_i (t_i - b).
+    d_i = w_i * sparse(t_i - b)                      task vectors, of which `sparsify` keeps a part
+    D   = sum_i d_i
+    result = b + lambda * D
+
+and TIES (Yadav et al., "TIES-Merging: Resolving Interference When Merging Models", 2023), as mergekit defines it,
+
+    s   = +1 where sum_i d_i >= 0, else -1           elect a sign
+    m_i = [sign(d_i) == s]
+    D   = sum_i m_i d_i
+
+Normalised, D is divided by the weights that went into it, sum_i w_i or sum_i m_i w_i, a divisor of 0 counting as 1.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 # Entries at a time: what is computed beside the task vectors stays small.
 CHUNK = 1 << 20
+NO_DIVISOR = 1e-8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,24 +43,6 @@ class Conflicts:
     conflicts: int
 
 
-def task_arithmetic(
-    base: np.ndarray,
-    models: Iterable[np.ndarray],
-    weights: Sequence[float],
-    *,
-    scale: float = 1.0,
-) -> tuple[np.ndarray, Conflicts]:
-    """Adds weighted task vectors to the base; a negative weight takes away what a model has learnt.
-
-    Args:
-      base, models: arrays of one shape and dtype; an iterator of models is read one at a time.
-      weights: one for each model; they are not normalised.
-      scale: lambda, by which the sum is multiplied.
-    """
-    deltas = [model - base for model in models]
-    return combine(base, deltas, weights, scale=scale, elect=False)
-
-
 def combine(
     base: np.ndarray,
     deltas: Sequence[np.ndarray],
@@ -56,10 +50,16 @@ def combine(
     *,
     scale: float,
     elect: bool,
+    normalize: bool,
 ) -> tuple[np.ndarray, Conflicts]:
-    """base + scale * (sum of w_i d_i), or with `elect` the disjoint mean of those that agree with the elected sign.
+    """Adds what task vectors sum up to, in the base's dtype.
 
-    Computes in the base's dtype.
+    Args:
+      base, deltas: arrays of one shape and dtype; the task vectors with zeros where nothing is kept of them.
+      weights: one for each; a negative one takes away what a model has learnt.
+      scale: lambda, by which the sum is multiplied.
+      elect: whether only entries count that agree with the elected sign.
+      normalize: whether the sum is divided by its weights, so that only their ratios matter.
     """
     dtype = base.dtype
     factors = [dtype.type(weight) for weight in weights]
@@ -82,6 +82,9 @@ def combine(
             agrees = np.where(merged >= 0, up, down)
             merged = np.where(agrees, weighted, dtype.type(0)).sum(axis=0)
             divisor = sum(a * factor for a, factor in zip(agrees, factors, strict=True))
-            merged /= np.where(divisor == 0, dtype.type(1), divisor)
+        else:
+            divisor = np.asarray(sum(weights), dtype)
+        if normalize:
+            merged /= np.where(np.abs(divisor) < NO_DIVISOR, dtype.type(1), divisor)
         result[part] = flat_base[part] + dtype.type(scale) * merged
     return result.reshape(base.shape), Conflicts(base.size, kept, changed, conflicts)

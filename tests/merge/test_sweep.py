@@ -18,9 +18,10 @@ from tiny import tiny_config
 from mmbert_jax.checkpoint import open_manager, restore_params, save, save_params
 from mmbert_jax.errors import UserError
 from mmbert_jax.evaluate.heldout import by_group, evaluate
+from mmbert_jax.merge.merge import merge
 from mmbert_jax.merge.models import open_model
 from mmbert_jax.merge.output import write_merged
-from mmbert_jax.merge.recipe import make_recipe, merge
+from mmbert_jax.merge.recipe import make_recipe
 from mmbert_jax.merge.sweep import best_by_group, grid, sweep
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import init_params
@@ -66,14 +67,14 @@ def run(runs, output, *arguments):
 
 def test_scores_are_those_of_the_merges(runs, tmp_path):
     output = tmp_path / "sweep"
-    result = run(runs, output, "--density", 0.2, 0.9, "--weights", "1,1", "0.5,2")
+    result = run(runs, output, "--density", 0.2, 1.0, "--weights", "1,1", "0.5,2")
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in output.iterdir()) == ["sweep.json", "sweep.png"]
     assert (output / "sweep.png").read_bytes().startswith(b"\x89PNG")
     points = json.loads((output / "sweep.json").read_text())["points"]
     assert list(points) == [
         *("base", str(runs[1]), str(runs[2])),
-        *(f"ties {w} density {d} lambda 1" for w in ("1:1", "0.5:2") for d in ("0.2", "0.9")),
+        *(f"ties {w} density {d} lambda 1" for w in ("1:1", "0.5:2") for d in ("0.2", "1")),
     ]
 
     # By way of the disk, as tools/merge.py and mmbert_jax.evaluate.heldout go.

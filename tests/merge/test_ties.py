@@ -4,9 +4,10 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from by_recipe import ties
 from hypothesis.extra import numpy as arrays
 
-from mmbert_jax.merge.ties import ties, trim
+from mmbert_jax.merge.sparsify import trim
 
 
 def reference(base, models, weights, density, scale):
