@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from mmbert_jax.hf.config import SPECIAL_IDS, recorded_ids
 from mmbert_jax.model.heads import ENCODER, MLM, SEQUENCES, SPANS, TOKENS, HeadConfig
 
 # Kind of head -> pipeline_tag, what it is called, the class that loads it.
@@ -98,7 +99,7 @@ def model_card(
     """
     head = HeadConfig.from_config(meta["config"])
     tag, _, loader = HEADS[head.kind]
-    if head.kind == MLM and "special_ids" not in meta["config"]:
+    if head.kind == MLM and recorded_ids(meta) == SPECIAL_IDS:
         usage = USAGE.format(name=name)
     else:
         version = "4.53" if head.kind == SPANS else "4.48"
