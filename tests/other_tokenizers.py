@@ -1,5 +1,6 @@
-"""Tokenisers of other families than Gemma's, trained by `tokenizers` on a few sentences: ModernBERT's kind and XLM-R's."""
+"""Tokenisers of other families than Gemma's, trained by `tokenizers` on a few sentences: ModernBERT's, XLM-R's."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -74,23 +75,34 @@ def _around(tokenizer, bos: str, eos: str) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-# Kind -> how it is made, and role -> piece.
+# Kind -> role -> piece.
 KINDS = {
-    "byte_level": (
-        byte_level,
-        {"pad": "[PAD]", "eos": "[SEP]", "bos": "[CLS]", "unk": "[UNK]", "mask": "[MASK]"},
-    ),
-    "unigram": (
-        unigram,
-        {"pad": "<pad>", "eos": "</s>", "bos": "<s>", "unk": "<unk>", "mask": "<mask>"},
-    ),
+    "byte_level": {
+        "pad": "[PAD]",
+        "eos": "[SEP]",
+        "bos": "[CLS]",
+        "unk": "[UNK]",
+        "mask": "[MASK]",
+    },
+    "unigram": {"pad": "<pad>", "eos": "</s>", "bos": "<s>", "unk": "<unk>", "mask": "<mask>"},
 }
+
+
+@functools.cache
+def _trained(kind: str) -> str:
+    """Made once: a Unigram comes out otherwise each time."""
+    return {"byte_level": byte_level, "unigram": unigram}[kind]().to_str()
+
+
+def make(kind: str) -> tokenizers.Tokenizer:
+    """A tokeniser of a kind."""
+    return tokenizers.Tokenizer.from_str(_trained(kind))
 
 
 def write(kind: str, folder: Path) -> Path:
     """Writes tokenizer.json of a kind into a new folder, and nothing that names its special tokens."""
     folder.mkdir(parents=True)
-    KINDS[kind][0]().save(str(folder / "tokenizer.json"))
+    make(kind).save(str(folder / "tokenizer.json"))
     return folder
 
 
@@ -98,9 +110,9 @@ def write_by_transformers(kind: str, folder: Path) -> Path:
     """Writes the files that `transformers` makes of it."""
     from transformers import PreTrainedTokenizerFast
 
-    make, pieces = KINDS[kind]
+    pieces = KINDS[kind]
     PreTrainedTokenizerFast(
-        tokenizer_object=make(),
+        tokenizer_object=make(kind),
         pad_token=pieces["pad"],
         cls_token=pieces["bos"],
         sep_token=pieces["eos"],

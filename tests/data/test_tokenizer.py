@@ -252,7 +252,9 @@ def test_other_special_ids_in_a_sentencepiece_model(tmp_path, options):
         **options,
     )
     (tmp_path / "other.model").write_bytes(model.getvalue())
-    with pytest.raises(UserError, match="ids 0 to 4 are .*, but a sentencepiece model needs <pad>, <eos>"):
+    with pytest.raises(
+        UserError, match="ids 0 to 4 are .*, but a sentencepiece model needs <pad>, <eos>"
+    ):
         load_tokenizer(tmp_path)
 
 
