@@ -132,6 +132,13 @@ class HuggingFaceTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True
         self.vocab_size = vocabulary_size(self._tokenizer)
+        for token in description["added_tokens"]:
+            found = self._tokenizer.token_to_id(token["content"])
+            if found != token["id"]:
+                raise UserError(
+                    f"{path}: the added token {token['content']} has the id {token['id']} there, but `tokenizers` gives"
+                    f" it {found}: added tokens have to be numbered on from the model's vocabulary, which has no hole"
+                )
         spelled = [piece for piece, i in names.items() if i != self.special.mask]
         _probe(self.encode_batch, self.special, self.pieces, spelled, path)
 
@@ -212,6 +219,10 @@ def _prepare(
             token["special"] = False
             if has_gemmas(special):
                 token.update(lstrip=True, normalized=False)
+        elif (
+            token["content"] in names
+        ):  # not found, though only a file beside it may call it special
+            token["special"] = True
     model = description["model"]
     if model["type"] != "Unigram":
         return frozenset()
