@@ -226,6 +226,22 @@ def test_an_export_can_be_imported_and_trained_on(run, corpus, kind, tmp_path):
     assert meta["tokenizer"]["special_ids"] == read_meta(run)["tokenizer"]["special_ids"]
 
 
+def test_a_tokeniser_used_otherwise_is_not_the_one_of_the_run(run, tmp_path):
+    """The same tokenizer.json, but another file beside it: what begins a text would be another token."""
+    meta = read_meta(run)
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    found = checkpoint_tokenizer(meta)
+    for file in found.files():
+        (folder / file.name).write_bytes(file.read_bytes())
+    assert checkpoint_tokenizer(meta, folder).special == found.special
+    names = json.loads((folder / "tokenizer_config.json").read_text())
+    names["cls_token"] = names["sep_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    with pytest.raises(UserError, match="begins, ends or masks texts with other tokens"):
+        checkpoint_tokenizer(meta, folder)
+
+
 # --- a model that `transformers` wrote ---
 
 
