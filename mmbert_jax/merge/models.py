@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmbert_jax.checkpoint import open_params
+from mmbert_jax.data.special_tokens import pieces_of
 from mmbert_jax.data.tokenizer_identity import same_tokenizer
 from mmbert_jax.errors import UserError
 from mmbert_jax.hf.config import read_config
@@ -138,6 +139,5 @@ def _vocabulary(path: Place) -> dict[str, str] | None:
     if not path.is_file():
         return None
     description = json.loads(path.read_bytes())
-    added = {token["content"]: token["id"] for token in description["added_tokens"]}
-    pieces = sorted((description["model"]["vocab"] | added).items())
+    pieces = sorted(pieces_of(description).items())
     return {"content": hashlib.sha256(json.dumps(pieces).encode()).hexdigest()}
