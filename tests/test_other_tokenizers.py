@@ -1,5 +1,6 @@
 """From text to a model that `transformers` loads, with tokenisers of other families: ModernBERT's kind and XLM-R's."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -21,6 +22,7 @@ from mmbert_jax.hf.load import load_model
 from mmbert_jax.inference.checkpoint_tokenizer import checkpoint_tokenizer
 from mmbert_jax.inference.fill_mask import fill_mask
 from mmbert_jax.inference.load import load
+from mmbert_jax.merge.models import open_model
 from mmbert_jax.metrics import read_metrics
 from mmbert_jax.step import phase_seed
 from mmbert_jax.train import train
@@ -299,6 +301,12 @@ def test_a_published_model_goes_on_training_with_its_own_tokeniser(
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (folder / name).read_bytes() == (published / name).read_bytes()
     assert content(folder / "tokenizer.json") == content(published / "tokenizer.json")
+
+
+def test_folders_are_merged_by_what_their_ids_stand_for(published, tokenizer):
+    pieces = sorted(tokenizers_ids(tokenizer).items())
+    expected = hashlib.sha256(json.dumps(pieces).encode()).hexdigest()
+    assert open_model(published).tokenizer == {"content": expected}
 
 
 def test_a_tokeniser_that_config_json_does_not_mean_is_refused(published, tmp_path, kind):
