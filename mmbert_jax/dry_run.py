@@ -122,7 +122,7 @@ def _same_data(config: ConfigDict, data: PhaseData, workdir: Place) -> tuple[int
 
 
 def _held_out(config: ConfigDict) -> tuple[bool, str]:
-    rows, sources = held_out_rows(config.data, config.eval.rows_per_language)
+    rows, sources, _ = held_out_rows(config.data, config.eval.rows_per_language)
     if not rows:
         raise UserError(
             f"{config.data.corpus} has no held-out rows of {config.data.row_length} tokens"
@@ -232,7 +232,9 @@ def _disk(config: ConfigDict, mesh: jax.sharding.Mesh, workdir: Place) -> tuple[
 
 def _step(config: ConfigDict, mesh: jax.sharding.Mesh, data: PhaseData | None) -> tuple[bool, str]:
     # The program that the run will use, where its data are there: a cache of compiled programs then has it.
-    compiled = compile_train_step(config, mesh, data.tokenizer["vocab_size"] if data else None)
+    compiled = compile_train_step(
+        config, mesh, *((data.tokenizer["vocab_size"], data.special) if data else ())
+    )
     memory = compiled.memory_analysis()
     if memory is None:
         return True, "compiled"

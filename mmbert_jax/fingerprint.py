@@ -38,7 +38,7 @@ def fingerprint(config: ConfigDict, data: PhaseData, row: int) -> Account:
     """The account of a phase's data, seen from global row `row`."""
     tokenizer = {
         name: data.tokenizer[name]
-        for name in ("sha256", "content", "vocab_size")
+        for name in ("sha256", "content", "vocab_size", "special_ids")
         if name in data.tokenizer
     }
     corpora = [

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from mmbert_jax.data.special_ids import GEMMA, SpecialIds
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import Params, bind, init_params
 from mmbert_jax.model.masking import mask_tokens
@@ -83,12 +84,13 @@ def _new_state(config: ConfigDict) -> State:
 
 
 def make_train_step(
-    config: ConfigDict, mesh: Mesh, vocabulary: int | None = None
+    config: ConfigDict, mesh: Mesh, vocabulary: int | None = None, special: SpecialIds = GEMMA
 ) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
     """Builds the jitted step.
 
     Args:
       vocabulary: ids that the corpus's tokeniser has, from which random tokens are drawn; None: `model.vocab_size`.
+      special: of the corpus's tokeniser.
 
     The step takes
       state: donated.
@@ -116,6 +118,8 @@ def make_train_step(
             rows["tokens"],
             ratio=config.mask.ratio,
             vocabulary=vocabulary,
+            reserved=special.reserved(),
+            mask_id=special.mask,
             mask_share=config.mask.mask_share,
             random_share=config.mask.random_share,
         )
@@ -197,7 +201,9 @@ def make_train_step(
     )
 
 
-def compile_train_step(config: ConfigDict, mesh: Mesh, vocabulary: int | None = None):
+def compile_train_step(
+    config: ConfigDict, mesh: Mesh, vocabulary: int | None = None, special: SpecialIds = GEMMA
+):
     """`make_train_step`, compiled before the first batch is there."""
     size = config.train.microbatch_rows
     shape = (-(-config.train.batch_rows // size), size, config.data.row_length)
@@ -210,7 +216,7 @@ def compile_train_step(config: ConfigDict, mesh: Mesh, vocabulary: int | None = 
         jax.ShapeDtypeStruct(shape, dtype)
         for shape, dtype in (((), jnp.int32), ((2,), jnp.uint32), ((), jnp.float32))
     )
-    step = make_train_step(config, mesh, vocabulary)
+    step = make_train_step(config, mesh, vocabulary, special)
     return step.lower(
         abstract_state(config, mesh), batch, count, first_row, learning_rate
     ).compile()
@@ -224,6 +230,7 @@ def make_eval_step(
     dtype: str,
     loss_chunk: int,
     vocabulary: int | None = None,
+    special: SpecialIds = GEMMA,
 ) -> Callable[..., dict[str, jax.Array]]:
     """Builds the jitted evaluation of held-out rows.
 
@@ -233,6 +240,7 @@ def make_eval_step(
 
     Args:
       vocabulary: ids that the corpus's tokeniser has, from which random tokens are drawn; None: `model.vocab_size`.
+      special: of the corpus's tokeniser.
     """
 
     def eval_step(params, batch: Batch, first_row, draw):
@@ -243,6 +251,8 @@ def make_eval_step(
             tokens,
             ratio=mask_ratio,
             vocabulary=vocabulary or model_config.vocab_size,
+            reserved=special.reserved(),
+            mask_id=special.mask,
         )
         model = bind(model_config, params)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # attention asks for it

@@ -11,6 +11,7 @@ start them.
 import os
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -175,7 +176,7 @@ def train(
     clock.book("start_up")
     if jax.process_index() == 0:
         clock.open(workdir, step)
-    train_step = compile_train_step(config, mesh, data.tokenizer["vocab_size"])
+    train_step = compile_train_step(config, mesh, data.tokenizer["vocab_size"], data.special)
     say(f"compiled the training step in {clock.book('compile'):.1f} s")
 
     # --- what goes on beside the steps ---
@@ -269,7 +270,7 @@ def train(
             clock.book("step")
         # Among skipped steps there is nothing new to save, and what might be gone back to has to stay.
         if (saving and not skipped.in_a_row) or last or stopping:
-            meta = describe_checkpoint(config, data, step, row, start["history"], groups)
+            meta = describe_checkpoint(config, data, step, row, start, groups)
             meta |= {"skipped_in_a_row": skipped.in_a_row, "skipped_rows": stretches}
             saved_at = time.monotonic()
             flush()
@@ -353,6 +354,9 @@ def restore_or_start(
 ) -> tuple[State, dict[str, Any]]:
     """The state to go on from, and where it stands: `step`, `row`, `skipped_in_a_row` and `history`, the phases before.
 
+    `imported_special_ids` are config.json's of the model that the first of them was imported from, where it was one
+    with other ids than Gemma's.
+
     1. The run folder has a checkpoint, `resumed`: its moments, step, row counter and all.
     2. `config.init_from` names a checkpoint: its parameters, and its moments where it has them and
        `config.init_moments` wants them, at row 0 of this phase.
@@ -373,13 +377,20 @@ def restore_or_start(
         state = {"params": state["params"], "optimizer": init_state(config, mesh)["optimizer"]}
     say(f"starting from {config.init_from}, phase {meta['phase']}, step {meta['step']}")
     past = {name: meta[name] for name in ("phase", "step", "tokens")}
-    return state, {**new, "history": [*meta.get("history", []), past]}
+    new["history"] = [*meta.get("history", []), past]
+    if ids := meta["config"].get("special_ids") or meta.get("imported_special_ids"):
+        new["imported_special_ids"] = ids
+    return state, new
 
 
 def describe_checkpoint(
-    config: ConfigDict, data: PhaseData, step: int, row: int, history: list, groups: dict
+    config: ConfigDict, data: PhaseData, step: int, row: int, start: Mapping[str, Any], groups: dict
 ) -> checkpoint.Meta:
-    """What a checkpoint says of itself: enough to resume, to start a phase from it and to write a model card."""
+    """What a checkpoint says of itself: enough to resume, to start a phase, to write a model card and to export.
+
+    Args:
+      start: what `restore_or_start` says of the phases before.
+    """
     return {
         "phase": config.phase,
         "step": step,
@@ -389,7 +400,8 @@ def describe_checkpoint(
         "tokenizer": data.tokenizer,
         "fingerprint": fingerprint(config, data, row),
         "languages": sorted({entry.language for entry in data.mixture.entries}),
-        "history": history,
+        "history": start["history"],
+        **{name: start[name] for name in start.keys() & {"imported_special_ids"}},
         "held_out_groups": groups,
     }
 

@@ -216,6 +216,8 @@ def test_transformers_computes_the_same_held_out_loss(finished):
             jax.numpy.asarray(batch["tokens"]),
             ratio=config.eval.mask_ratio,
             vocabulary=vocabulary,
+            reserved=((0, 5),),
+            mask_id=4,
         )
         inputs, positions, labels, weights = map(np.array, (inputs, positions, labels, weights))
         for row, language in enumerate(row_languages):

@@ -106,6 +106,8 @@ def test_loss_and_accuracy_are_those_of_plain_cross_entropy():
         batch["tokens"],
         ratio=0.15,
         vocabulary=512,
+        reserved=((0, 5),),
+        mask_id=4,
     )
     hidden = encode(params, model_config, inputs, batch["segment_ids"], batch["positions"])
     logits = np.asarray(bind(model_config, params).logits(hidden), np.float64)

@@ -5,7 +5,8 @@ import sys
 
 from mmbert_jax.data.sampling import sample_sentences
 from mmbert_jax.data.sources import Fields, find_inputs
-from mmbert_jax.data.tokenizer import TOKENIZER_JSON, load_tokenizer
+from mmbert_jax.data.special_tokens import TOKENIZER_JSON
+from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.data.train_tokenizer import SMALLEST, read_documents, train
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.files import atomic_folder, check_folder

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from mmbert_jax.data.rows import Rows, find_shards
-from mmbert_jax.data.special_ids import PAD
 from mmbert_jax.errors import UserError
 from mmbert_jax.places import Place, place
 
@@ -79,7 +78,7 @@ def decode_row(record: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def rows_to_arrays(
-    rows: Sequence[tuple[np.ndarray, np.ndarray]], row_length: int
+    rows: Sequence[tuple[np.ndarray, np.ndarray]], row_length: int, pad: int
 ) -> dict[str, np.ndarray]:
     """Rows as the model takes them: `tokens`, `segment_ids`, `positions`, each int32 [len(rows), row_length].
 
@@ -87,8 +86,9 @@ def rows_to_arrays(
 
     Args:
       rows: tokens [n] and segment ends [s] of each, exclusive, cumulative, none twice; both empty for a row of padding.
+      pad: the id that stands in the padding.
     """
-    tokens = np.full((len(rows), row_length), PAD, np.int32)
+    tokens = np.full((len(rows), row_length), pad, np.int32)
     begins = np.zeros((len(rows), row_length + 1), bool)
     lengths = np.array([len(of_row) for of_row, _ in rows], np.int64)[:, None]
     for i, (of_row, ends) in enumerate(rows):

@@ -1,14 +1,15 @@
 """Documents cut into pieces, pieces packed into rows: one function for preparation, fine-tuning and inference.
 
 A document's content is its tokens and one <eos>. It is cut every `row_length - 1` tokens, and every piece starts with
-a <bos> of its own, so that nothing is lost and a piece can be read alone.
+a <bos> of its own, so that nothing is lost and a piece can be read alone. <bos> and <eos> are what the tokeniser has
+for them, [CLS] and [SEP] or <s> and </s>.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from mmbert_jax.data.special_ids import BOS, EOS
+from mmbert_jax.data.special_ids import SpecialIds
 
 
 def piece_bounds(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -35,16 +36,17 @@ def piece_bounds(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.n
     return document, start, stop
 
 
-def cut(tokens: Sequence[int], row_length: int) -> list[np.ndarray]:
+def cut(tokens: Sequence[int], row_length: int, special: SpecialIds) -> list[np.ndarray]:
     """The pieces of one document, uint32: <bos> and up to `row_length - 1` tokens each, <eos> behind the last token.
 
     Args:
       tokens: the document without special tokens; may be empty, which gives one piece of <bos> <eos>.
       row_length: tokens in a row, at least 2.
+      special: of the tokeniser.
     """
-    content = np.append(np.asarray(tokens, np.uint32), np.uint32(EOS))
+    content = np.append(np.asarray(tokens, np.uint32), np.uint32(special.eos))
     _, starts, stops = piece_bounds(np.array([len(tokens)]), row_length)
-    bos = np.array([BOS], np.uint32)
+    bos = np.array([special.bos], np.uint32)
     return [np.concatenate([bos, content[a:b]]) for a, b in zip(starts, stops, strict=True)]
 
 

@@ -17,6 +17,7 @@ from mmbert_jax.data import corpus
 from mmbert_jax.data.mixture import Mixture, build_mixture, source_names
 from mmbert_jax.data.order import RowOrder
 from mmbert_jax.data.rows import Rows, read_records
+from mmbert_jax.data.special_ids import SpecialIds, from_record
 from mmbert_jax.data.tokenizer_identity import same_tokenizer
 from mmbert_jax.errors import UserError
 from mmbert_jax.places import Place, place
@@ -45,6 +46,10 @@ class PhaseData:
     @property
     def tokenizer(self) -> dict[str, Any]:
         return self.manifests[0]["tokenizer"]
+
+    @property
+    def special(self) -> SpecialIds:
+        return from_record(self.tokenizer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,13 +165,14 @@ def first_rows(phase_data: PhaseData, count: int) -> Batch:
 
 def held_out_rows(
     data_config: Mapping, max_rows_per_language: int
-) -> tuple[list[tuple[str, int, int]], list[Rows | tuple[()]]]:
+) -> tuple[list[tuple[str, int, int]], list[Rows | tuple[()]], SpecialIds]:
     """The held-out rows of every language that the phase's corpora have, whether the phase trains on it or not.
 
     A language's rows are the first ones of its held-out split; where several corpora have it, they take turns.
 
     Returns:
-      (language, corpus, row) of each, in sorted order of languages, and each corpus's rows. None is read.
+      (language, corpus, row) of each, in sorted order of languages, each corpus's rows, of which none is read, and
+      the corpora's special ids.
     """
     row_length = data_config["row_length"]
     folders, manifests = find_corpora(data_config)
@@ -184,7 +190,7 @@ def held_out_rows(
         for language in sorted(rows_of)
         for _, index, row in sorted(rows_of[language])[:max_rows_per_language]
     ]
-    return chosen, sources
+    return chosen, sources, from_record(manifests[0]["tokenizer"])
 
 
 def held_out_batches(
@@ -202,7 +208,7 @@ def held_out_batches(
       (batch, languages): arrays int32 [len(slots), row_length], and the language of each of the batch's rows whether
       read or not, in sorted order of languages. The last batch is filled up with empty rows, whose language is "".
     """
-    chosen, sources = held_out_rows(data_config, max_rows_per_language)
+    chosen, sources, special = held_out_rows(data_config, max_rows_per_language)
     row_length = data_config["row_length"]
     slots = np.arange(rows_per_batch) if slots is None else np.asarray(slots)
     for start in range(0, len(chosen), rows_per_batch):
@@ -210,7 +216,7 @@ def held_out_batches(
         mine = [part[slot] for slot in slots if slot < len(part)]
         records = _read(sources, [index for _, index, _ in mine], [row for *_, row in mine])
         yield (
-            _batch(records, len(slots), row_length),
+            _batch(records, len(slots), row_length, special.pad),
             [language for language, _, _ in part] + [""] * (rows_per_batch - len(part)),
         )
 
@@ -252,6 +258,7 @@ class _Microbatches:
         self.corpus = np.array([e.corpus for e in data.mixture.entries], np.int64)
         self.ranges = ranges
         self.rows = rows
+        self.pad = data.special.pad
 
     def __len__(self) -> int:
         return len(self.ranges)
@@ -263,7 +270,7 @@ class _Microbatches:
         entry, row = entry[rows], row[rows]
         row += self.first_row[entry]
         records = _read(self.sources, self.corpus[entry].tolist(), row.tolist())
-        return _batch(records, len(self.rows), self.row_length)
+        return _batch(records, len(self.rows), self.row_length, self.pad)
 
     def __repr__(self) -> str:  # names the stage in Grain's messages
         return f"{type(self).__name__}({len(self.rows)} x {self.row_length})"
@@ -274,7 +281,7 @@ def _read(sources: Sequence[Rows], of_source: Sequence[int], rows: Sequence[int]
     return read_records([sources[i].locate(row) for i, row in zip(of_source, rows, strict=True)])
 
 
-def _batch(records: Sequence[bytes], rows: int, row_length: int) -> Batch:
+def _batch(records: Sequence[bytes], rows: int, row_length: int, pad: int) -> Batch:
     """The records as the model takes them, then empty rows."""
     filled = [corpus.decode_row(record)[:2] for record in records]
-    return corpus.rows_to_arrays(filled + [_EMPTY] * (rows - len(filled)), row_length)
+    return corpus.rows_to_arrays(filled + [_EMPTY] * (rows - len(filled)), row_length, pad)

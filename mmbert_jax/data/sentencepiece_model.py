@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mmbert_jax.data.special_ids import MASK, PIECES, UNK
+from mmbert_jax.data.special_ids import GEMMA, PIECES
 from mmbert_jax.errors import UserError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -110,7 +110,7 @@ def as_tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
             # Symbols with spaces in them are written with U+2581, so they are looked for in the normalised text.
             added_token(i, piece) | {"special": False, "normalized": True}
             for i, (piece, kind) in enumerate(model.pieces)
-            if kind == USER_DEFINED and i > MASK
+            if kind == USER_DEFINED and i > GEMMA.mask
         ],
         "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
         "pre_tokenizer": None,
@@ -126,7 +126,7 @@ def as_tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
         "model": {
             "type": "BPE",
             "dropout": None,
-            "unk_token": PIECES[UNK],
+            "unk_token": PIECES[GEMMA.unk],
             "continuing_subword_prefix": None,
             "end_of_word_suffix": None,
             "fuse_unk": True,
@@ -144,7 +144,7 @@ def added_token(i: int, content: str) -> dict[str, Any]:
         "id": i,
         "content": content,
         "single_word": False,
-        "lstrip": i == MASK,
+        "lstrip": i == GEMMA.mask,
         "rstrip": False,
         "normalized": False,
         "special": True,

@@ -1,11 +1,13 @@
 """Which tokeniser it is: what it does to texts, not how its file is written.
 
-A record is what manifests and checkpoints keep of a tokeniser: `sha256` of its file, `vocab_size`, and `content`, a
-digest of all that decides which ids a text gets: pieces, ids, merges, scores, normaliser, pre-tokeniser, added tokens.
+A record is what manifests and checkpoints keep of a tokeniser: `sha256` of its file, `vocab_size`, `special_ids`, and
+`content`, a digest of all that decides which ids a text gets: pieces, ids, merges, scores, normaliser, pre-tokeniser,
+added tokens. `special_ids` (data/special_ids.py) is left out by those from before other ones than Gemma's were read.
 Post-processor, decoder, padding, truncation and the file's layout are not in it, so that an export of a tokeniser is
 the same tokeniser. A sentencepiece model that can be written as a tokenizer.json has that tokenizer.json's content.
 """
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -19,7 +21,7 @@ from mmbert_jax.data.sentencepiece_model import (
     as_tokenizer_json,
     parse_model,
 )
-from mmbert_jax.data.special_ids import MASK, PIECES
+from mmbert_jax.data.special_ids import GEMMA, PIECES, from_record
 from mmbert_jax.data.tokenizer import Tokenizer
 
 Record = Mapping[str, Any]
@@ -35,17 +37,23 @@ _DEFAULTS = {
     "ignore_merges": False,
 }
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-# `data.tokenizer` sets these of <mask> itself, whatever the file says.
+# `data.tokenizer` sets these of Gemma's <mask> itself, whatever the file says.
 _SET_FOR_MASK = ("special", "lstrip", "normalized")
 
 
 def same_tokenizer(a: Record | None, b: Record | None) -> bool:
-    """Whether two records are of one tokeniser: equal bytes, or equal content where both know theirs.
+    """Whether two records are of one tokeniser: equal bytes, or equal content where both know theirs; and used alike.
+
+    Special tokens may be named beside a tokenizer.json, so that equal files can begin and end a text otherwise.
 
     Records from before `content` was kept are compared by their bytes. What is not known (an imported model without a
     tokeniser) is taken to fit: there is nothing to refuse it by.
     """
     a, b = a or {}, b or {}
+    if "special_ids" in a and "special_ids" in b:
+        ours, theirs = (dataclasses.replace(from_record(record), others=()) for record in (a, b))
+        if ours != theirs:
+            return False
     for key in ("sha256", "content"):
         if key in a and a[key] == b.get(key):
             return True
@@ -59,6 +67,7 @@ def describe_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
         "sha256": tokenizer.sha256,
         "content": content(tokenizer.path),
         "vocab_size": tokenizer.vocab_size,
+        "special_ids": tokenizer.special.to_dict(),
         "file": tokenizer.path.name,
     }
 
@@ -118,7 +127,7 @@ def _of_json(description: Mapping[str, Any]) -> str:
 
 
 def _added(token: Mapping[str, Any]) -> dict[str, Any]:
-    is_mask = token["id"] == MASK and token["content"] == PIECES[MASK]
+    is_mask = token["id"] == GEMMA.mask and token["content"] == PIECES[GEMMA.mask]
     flags = [name for name in _FLAGS if token.get(name) and not (is_mask and name in _SET_FOR_MASK)]
     return {"id": token["id"], "content": token["content"], "flags": flags}
 

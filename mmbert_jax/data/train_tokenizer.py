@@ -9,7 +9,7 @@ import sentencepiece
 from mmbert_jax.data.progress import Progress
 from mmbert_jax.data.sampling import SENTENCE_CHARACTERS
 from mmbert_jax.data.sources import Document, Fields, Input, parse_chunk, read_chunks
-from mmbert_jax.data.special_ids import BOS, EOS, MASK, PAD, PIECES, UNK
+from mmbert_jax.data.special_ids import GEMMA, PIECES
 from mmbert_jax.errors import UserError
 
 SMALLEST = 5 + 256 + 1  # special tokens, bytes, one piece
@@ -43,15 +43,15 @@ def train(sample: dict[str, list[str]], vocab_size: int, character_coverage: flo
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
-            pad_id=PAD,
-            eos_id=EOS,
-            bos_id=BOS,
-            unk_id=UNK,
-            pad_piece=PIECES[PAD],
-            eos_piece=PIECES[EOS],
-            bos_piece=PIECES[BOS],
-            unk_piece=PIECES[UNK],
-            user_defined_symbols=[PIECES[MASK]],
+            pad_id=GEMMA.pad,
+            eos_id=GEMMA.eos,
+            bos_id=GEMMA.bos,
+            unk_id=GEMMA.unk,
+            pad_piece=PIECES[GEMMA.pad],
+            eos_piece=PIECES[GEMMA.eos],
+            bos_piece=PIECES[GEMMA.bos],
+            unk_piece=PIECES[GEMMA.unk],
+            user_defined_symbols=[PIECES[GEMMA.mask]],
             max_sentence_length=4 * SENTENCE_CHARACTERS,
             num_threads=len(os.sched_getaffinity(0)),
             minloglevel=2,

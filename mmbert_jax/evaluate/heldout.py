@@ -18,6 +18,7 @@ from mmbert_jax.checks import check_corpus
 from mmbert_jax.config import complete
 from mmbert_jax.data.language_codes import meant_by
 from mmbert_jax.data.pipeline import find_corpora, held_out_batches
+from mmbert_jax.data.special_ids import from_record
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.files import check_file, write_json
 from mmbert_jax.model.config import ModelConfig
@@ -53,6 +54,7 @@ def evaluate(config: ConfigDict, mesh: Mesh, draws: int = 1) -> Callable[[Any], 
         dtype=config.dtype,
         loss_chunk=config.train.loss_chunk,
         vocabulary=manifests[0]["tokenizer"]["vocab_size"],
+        special=from_record(manifests[0]["tokenizer"]),
     )
     rows = batch_rows(config, mesh)
     running: list[Any] = []

@@ -7,7 +7,7 @@ local layers, silently, when it finds only the newer `layer_types` and `rope_par
 import dataclasses
 from collections.abc import Mapping
 
-from mmbert_jax.data.special_ids import BOS, EOS, PAD
+from mmbert_jax.data.special_ids import GEMMA, SpecialIds, from_record
 from mmbert_jax.errors import UserError
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import (
@@ -47,15 +47,21 @@ FIXED_MLM = {
     "tie_word_embeddings": True,
 }
 
-# The ids of this project's tokenisers. What stands at position 0 is <bos>: the released mmBERT-small says 1 for
-# cls_token_id, which nothing in `transformers` reads.
-SPECIAL_IDS = {
-    "pad_token_id": PAD,
-    "eos_token_id": EOS,
-    "bos_token_id": BOS,
-    "cls_token_id": BOS,
-    "sep_token_id": EOS,
-}
+
+def id_fields(special: SpecialIds) -> dict[str, int]:
+    """The fields of a tokeniser's special ids. What stands at position 0 is <bos>."""
+    return {
+        "pad_token_id": special.pad,
+        "eos_token_id": special.eos,
+        "bos_token_id": special.bos,
+        "cls_token_id": special.bos,
+        "sep_token_id": special.eos,
+    }
+
+
+# Those of this project's tokenisers. The released mmBERT-small says 1 for cls_token_id, which nothing in `transformers`
+# reads.
+SPECIAL_IDS = id_fields(GEMMA)
 
 MASKED_LM = HeadConfig()
 
@@ -280,6 +286,28 @@ def _special_ids(fields: Mapping, vocab_size: int) -> dict[str, int]:
     ):
         return dict(SPECIAL_IDS)
     return ids
+
+
+def recorded_ids(meta: Mapping) -> Mapping[str, int]:
+    """The special ids for config.json from a checkpoint's meta: of the model that was imported, or the tokeniser's."""
+    imported = meta["config"].get("special_ids") or meta.get("imported_special_ids")
+    return imported or id_fields(from_record(meta.get("tokenizer")))
+
+
+def disagreement(fields: Mapping[str, int], special: SpecialIds) -> str | None:
+    """The field of config.json's special ids that names another token than the tokeniser has; None if there is none.
+
+    A head or an end may go by either of its two names.
+    """
+    names = {
+        "pad_token_id": ("pad",),
+        "cls_token_id": ("cls", "bos"),
+        "sep_token_id": ("sep", "eos"),
+    }
+    for field, i in id_fields(special).items():
+        if field in names and i not in (fields[f"{name}_token_id"] for name in names[field]):
+            return field
+    return None
 
 
 def _field(fields: Mapping, name: str):

@@ -18,7 +18,7 @@ from mmbert_jax.files import (
     write_json,
     write_text,
 )
-from mmbert_jax.hf.config import SPECIAL_IDS, to_hf
+from mmbert_jax.hf.config import recorded_ids, to_hf
 from mmbert_jax.hf.model_card import model_card
 from mmbert_jax.hf.names import to_theirs
 from mmbert_jax.hf.tokenizer import CopiedTokenizer, copy_files, to_hf_files
@@ -51,7 +51,7 @@ def export_hf(
     Args:
       output: a folder that does not exist, is empty, or holds an earlier export and nothing else (which is replaced).
       params, meta: of a checkpoint; `meta["config"]` tells the model's shape, its head, the longest row it was trained
-        on and, where they are not this project's, the special ids.
+        on; see `hf.config.recorded_ids` for the special ids.
       dtype: "float32", or "bfloat16" for half the size (rounded to nearest even).
       held_out_groups: for the model card; None takes what `meta` has, of the evaluation before its step.
 
@@ -76,8 +76,7 @@ def export_hf(
     )
     max_positions = int(meta["config"]["data"]["row_length"])
     tensors = {name: x.astype(DTYPES[dtype]) for name, x in to_theirs(params, config, head).items()}
-    special_ids = meta["config"].get("special_ids", SPECIAL_IDS)
-    fields = to_hf(config, max_positions, dtype, head, special_ids)
+    fields = to_hf(config, max_positions, dtype, head, recorded_ids(meta))
 
     with new_folder(output, phase=meta.get("phase"), step=meta.get("step")) as folder:
         save_weights(folder, tensors, max_shard_bytes)

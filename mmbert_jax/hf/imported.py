@@ -3,8 +3,9 @@
 import dataclasses
 
 from mmbert_jax.data.tokenizer import load_tokenizer
-from mmbert_jax.data.tokenizer_identity import content
-from mmbert_jax.hf.config import SPECIAL_IDS, HfConfig
+from mmbert_jax.data.tokenizer_identity import content, describe_tokenizer
+from mmbert_jax.errors import UserError
+from mmbert_jax.hf.config import SPECIAL_IDS, HfConfig, disagreement
 from mmbert_jax.hf.tokenizer import open_copied
 from mmbert_jax.model.heads import MLM
 from mmbert_jax.places import Place, resolved
@@ -29,11 +30,25 @@ def import_meta(folder: Place, config: HfConfig) -> dict:
     if own_ids:
         meta["config"]["special_ids"] = dict(config.special_ids)
     if (folder / "tokenizer.json").exists():
-        tokenizer = (open_copied if own_ids else load_tokenizer)(folder)
-        meta["tokenizer"] = {
-            "sha256": tokenizer.sha256,
-            "content": content(folder / "tokenizer.json"),
-            "vocab_size": tokenizer.vocab_size,
-            "path": str(resolved(folder)),
-        }
+        record = _record(folder, config) if own_ids else describe_tokenizer(load_tokenizer(folder))
+        meta["tokenizer"] = record | {"path": str(resolved(folder))}
     return meta
+
+
+def _record(folder: Place, config: HfConfig) -> dict:
+    """The record of another tokeniser than Gemma's; without `special_ids` where it cannot be trained with.
+
+    It still goes through to an export: a classifier's needs no mask.
+    """
+    try:
+        tokenizer = load_tokenizer(folder)
+    except UserError:
+        tokenizer = None
+    if tokenizer and not disagreement(config.special_ids, tokenizer.special):
+        return describe_tokenizer(tokenizer)
+    copied = open_copied(folder)
+    return {
+        "sha256": copied.sha256,
+        "content": content(folder / "tokenizer.json"),
+        "vocab_size": copied.vocab_size,
+    }

@@ -7,7 +7,7 @@ import numpy as np
 
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import check_uploaded
-from mmbert_jax.hf.config import ARCHITECTURES, SPECIAL_IDS, HfConfig, read_config
+from mmbert_jax.hf.config import ARCHITECTURES, HfConfig, read_config
 from mmbert_jax.hf.names import PREFIX, to_ours
 from mmbert_jax.hf.weights import load_weights
 from mmbert_jax.model.config import ModelConfig
@@ -32,13 +32,16 @@ class HfModel:
 
 
 def load_hf(folder: str | Place) -> tuple[dict, ModelConfig, int]:
-    """Reads a local ModernBertForMaskedLM with this project's special ids.
+    """Parameters, shape and `max_position_embeddings` of `load_masked_lm`."""
+    model = load_masked_lm(folder)
+    return model.params, model.config.model, model.config.max_positions
 
-    Returns:
-      Parameters (nested dict of float32 arrays), the model's shape, `max_position_embeddings`.
+
+def load_masked_lm(folder: str | Place) -> HfModel:
+    """Reads a local ModernBertForMaskedLM.
 
     Raises:
-      UserError: see `load_model`; or another head, or other special ids.
+      UserError: see `load_model`; or another head.
     """
     model = load_model(folder)
     config = model.config
@@ -46,13 +49,7 @@ def load_hf(folder: str | Place) -> tuple[dict, ModelConfig, int]:
         raise UserError(
             f"{folder}: architectures is [{ARCHITECTURES[config.head.kind]!r}]; a {ARCHITECTURES[MLM]} is needed here"
         )
-    for field, i in config.special_ids.items():
-        if i != SPECIAL_IDS[field]:
-            raise UserError(
-                f"{folder}: {field} is {i}; only {SPECIAL_IDS[field]} (the special ids of this project's tokenisers)"
-                " can be used here"
-            )
-    return model.params, config.model, config.max_positions
+    return model
 
 
 def load_model(folder: str | Place) -> HfModel:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from mmbert_jax.hf.config import SPECIAL_IDS, recorded_ids
 from mmbert_jax.model.heads import ENCODER, MLM, SEQUENCES, SPANS, TOKENS, HeadConfig
 
 # Kind of head -> pipeline_tag, what it is called, the class that loads it.
@@ -97,7 +98,7 @@ def model_card(
       held_out_groups: group -> {"loss", "accuracy", "languages"}; may be empty.
     """
     front_matter, usage = frame(
-        name, HeadConfig.from_config(meta["config"]), "special_ids" not in meta["config"]
+        name, HeadConfig.from_config(meta["config"]), recorded_ids(meta) == SPECIAL_IDS
     )
     parts = [
         front_matter,

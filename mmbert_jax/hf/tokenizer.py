@@ -10,9 +10,9 @@ from typing import Any
 import tokenizers
 
 from mmbert_jax.data.sentencepiece_model import added_token, as_tokenizer_json, parse_model
-from mmbert_jax.data.special_ids import BOS, EOS, MASK, PAD, PIECES, UNK
+from mmbert_jax.data.special_ids import GEMMA, PIECES
+from mmbert_jax.data.special_tokens import TOKENIZER_CONFIG, TOKENIZER_JSON, has_gemmas
 from mmbert_jax.data.tokenizer import (
-    TOKENIZER_JSON,
     SentencePieceTokenizer,
     Tokenizer,
     vocabulary_size,
@@ -22,9 +22,10 @@ from mmbert_jax.errors import UserError
 from mmbert_jax.files import write_json
 from mmbert_jax.places import Place, place
 
-TOKENIZER_CONFIG = "tokenizer_config.json"
 # What `AutoTokenizer` reads of a model whose tokeniser is not this project's.
 FILES = (TOKENIZER_JSON, TOKENIZER_CONFIG, "special_tokens_map.json")
+
+UNCUT = {"truncation": None, "padding": None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +90,8 @@ def to_hf_files(tokenizer: Tokenizer, folder: str | Place, model_max_length: int
     """Writes tokenizer.json and tokenizer_config.json into `folder`, which exists.
 
     Texts become `<bos> A <eos>` and pairs `<bos> A <eos> B <eos>`; `<mask>` is the mask token and takes the space on
-    its left with it.
+    its left with it. A tokenizer.json with other special tokens than Gemma's goes through as it is, with its files,
+    unless it puts something else around a text than the model was trained with.
 
     Args:
       tokenizer: a sentencepiece BPE made with this project's recipe, or any tokenizer.json.
@@ -99,24 +101,46 @@ def to_hf_files(tokenizer: Tokenizer, folder: str | Place, model_max_length: int
     Raises:
       UserError: a sentencepiece model whose behaviour the conversion does not reproduce.
     """
+    folder = place(folder)
+    if not has_gemmas(tokenizer.special):
+        _copy_with_template(tokenizer, folder, model_max_length)
+        return
     if isinstance(tokenizer, SentencePieceTokenizer):
         description = _from_sentencepiece(tokenizer)
     else:
         description = json.loads(tokenizer.path.read_bytes())
-    description |= {"truncation": None, "padding": None, "post_processor": _template()}
+    description |= UNCUT | {"post_processor": _template(tokenizer)}
     for token in description["added_tokens"]:
-        if token["id"] == MASK:
-            token.update(added_token(MASK, PIECES[MASK]))
-    config = {
+        if token["id"] == GEMMA.mask:
+            token.update(added_token(GEMMA.mask, PIECES[GEMMA.mask]))
+    write_json(folder / TOKENIZER_JSON, description)
+    write_json(folder / TOKENIZER_CONFIG, _config(tokenizer, description, model_max_length))
+
+
+def _copy_with_template(tokenizer: Tokenizer, folder: Place, model_max_length: int) -> None:
+    for file in tokenizer.files()[1:]:
+        (folder / file.name).write_bytes(file.read_bytes())
+    data = tokenizer.path.read_bytes()
+    description = json.loads(data)
+    ids = tokenizers.Tokenizer.from_str(json.dumps(description | UNCUT)).encode("a").ids
+    special = tokenizer.special
+    if ids == [special.bos, *tokenizer.encode("a"), special.eos]:
+        (folder / TOKENIZER_JSON).write_bytes(data)
+    else:
+        write_json(folder / TOKENIZER_JSON, description | {"post_processor": _template(tokenizer)})
+    if not (folder / TOKENIZER_CONFIG).exists():
+        config = _config(tokenizer, description, model_max_length)
+        write_json(folder / TOKENIZER_CONFIG, config)
+
+
+def _config(tokenizer: Tokenizer, description: Mapping, model_max_length: int) -> dict[str, Any]:
+    names = {f"{role}_token": piece for role, piece in tokenizer.pieces.items()}
+    return {
         # The only class that all versions of transformers from 4.48 on read alike.
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "pad_token": PIECES[PAD],
-        "eos_token": PIECES[EOS],
-        "bos_token": PIECES[BOS],
-        "unk_token": PIECES[UNK],
-        "mask_token": PIECES[MASK],
-        "cls_token": PIECES[BOS],
-        "sep_token": PIECES[EOS],
+        **names,
+        "cls_token": names["bos_token"],
+        "sep_token": names["eos_token"],
         "added_tokens_decoder": {
             str(token["id"]): {key: value for key, value in token.items() if key != "id"}
             for token in description["added_tokens"]
@@ -126,9 +150,6 @@ def to_hf_files(tokenizer: Tokenizer, folder: str | Place, model_max_length: int
         "model_max_length": model_max_length,
         "padding_side": "right",
     }
-    folder = place(folder)
-    write_json(folder / TOKENIZER_JSON, description)
-    write_json(folder / TOKENIZER_CONFIG, config)
 
 
 def _from_sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
@@ -141,14 +162,17 @@ def _from_sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
     return as_tokenizer_json(model)
 
 
-def _template() -> dict[str, Any]:
-    bos, eos = ({"SpecialToken": {"id": PIECES[i], "type_id": 0}} for i in (BOS, EOS))
+def _template(tokenizer: Tokenizer) -> dict[str, Any]:
+    around = {tokenizer.pieces[role]: getattr(tokenizer.special, role) for role in ("bos", "eos")}
+    bos, eos = (
+        {"SpecialToken": {"id": tokenizer.pieces[role], "type_id": 0}} for role in ("bos", "eos")
+    )
     a, b = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
     return {
         "type": "TemplateProcessing",
         "single": [bos, a, eos],
         "pair": [bos, a, eos, b, eos],
         "special_tokens": {
-            PIECES[i]: {"id": PIECES[i], "ids": [i], "tokens": [PIECES[i]]} for i in (BOS, EOS)
+            piece: {"id": piece, "ids": [i], "tokens": [piece]} for piece, i in around.items()
         },
     }

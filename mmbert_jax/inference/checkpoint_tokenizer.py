@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from mmbert_jax.data.tokenizer import Tokenizer, load_tokenizer
-from mmbert_jax.data.tokenizer_identity import is_recorded
+from mmbert_jax.data.tokenizer_identity import is_recorded, same_tokenizer
 from mmbert_jax.errors import UserError
 from mmbert_jax.places import Place, place
 
@@ -29,6 +29,13 @@ def checkpoint_tokenizer(meta: Mapping, path: str | Place | None = None) -> Toke
         raise UserError(
             f"the tokeniser {found} (sha256 {tokenizer.sha256[:12]}...) is not the one that the checkpoint was"
             f" trained with ({expected['sha256'][:12]}...); give that one with --tokenizer DIR"
+        )
+    used = {"special_ids": tokenizer.special.to_dict()}
+    if not same_tokenizer(used, expected):
+        raise UserError(
+            f"the tokeniser {found} begins, ends or masks texts with other tokens ({used['special_ids']}) than the"
+            f" checkpoint was trained with ({expected['special_ids']}); give the folder of that one, whose files name"
+            " them, with --tokenizer DIR"
         )
     return tokenizer
 

@@ -79,7 +79,7 @@ def run(
     if pooling not in POOLINGS:
         raise UserError(f"pooling is {pooling!r}; it has to be one of {', '.join(POOLINGS)}")
     for batch in plan([len(ids) for ids in sequences], model.config, batch_tokens):
-        arrays = batch_arrays(batch, sequences)
+        arrays = batch_arrays(batch, sequences, model.tokenizer.special.pad)
         hidden = heads.encode(model.params, model.config, **arrays, dtype=jnp.dtype(model.dtype))
         # A power of two, so that few numbers of texts need a program of their own.
         slots = 1 << (max(map(len, batch.rows)) - 1).bit_length()

@@ -1,5 +1,7 @@
 """What a model puts in place of `<mask>`: `python -m mmbert_jax.inference.fill_mask --checkpoint RUN --text "..."`.
 
+The mask token goes by the name that the model's tokeniser has for it, [MASK] with ModernBERT's.
+
 Letters: B rows of a batch, L row length, M masks, D hidden size.
 """
 
@@ -13,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmbert_jax.data.special_ids import MASK, PIECES
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.files import to_json
 from mmbert_jax.inference import stream
@@ -23,7 +24,6 @@ from mmbert_jax.model import heads
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.places import place
 
-MASK_TEXT = PIECES[MASK]
 # Masks that go through the head at once: all their logits are held, 64 MB for a vocabulary of 256,000.
 MASKS_AT_ONCE = 64
 
@@ -49,7 +49,7 @@ def fill_mask(
       batch_tokens: how many tokens go through the model at once; None: `rows.default_batch_tokens()`.
 
     Raises:
-      UserError: a text has no `<mask>`, or one beyond `model.max_length`, or there are not `top_k` tokens.
+      UserError: a text has no mask token, or one beyond `model.max_length`, or there are not `top_k` tokens.
     """
     places = [f"text {number} ({text[:60]!r})" for number, text in enumerate(texts, start=1)]
     sequences, _ = masked_sequences(model, texts, places)
@@ -65,15 +65,19 @@ def masked_sequences(
 ) -> tuple[list[list[int]], list[bool]]:
     """`tokenise`, and every text has a mask and none is cut off; `places` name the texts in messages."""
     sequences, cut = tokenise(model, texts)
+    mask, mask_id = model.tokenizer.pieces["mask"], model.tokenizer.special.mask
     for text, where, ids, was_cut in zip(texts, places, sequences, cut, strict=True):
-        masks = text.count(MASK_TEXT)
+        masks, found = text.count(mask), ids.count(mask_id)
         if not masks:
+            raise UserError(f"{where} has no {mask}; write {mask} where a token is to be guessed")
+        if was_cut and found < masks:
             raise UserError(
-                f"{where} has no {MASK_TEXT}; write {MASK_TEXT} where a token is to be guessed"
+                f"{where} has a {mask} beyond the {model.max_length} tokens that are read; shorten it"
             )
-        if was_cut and ids.count(MASK) < masks:
+        if found != masks:
             raise UserError(
-                f"{where} has a {MASK_TEXT} beyond the {model.max_length} tokens that are read; shorten it"
+                f"{where} has {mask} {masks} times, of which the tokeniser {model.tokenizer.path} finds {found}; write"
+                f" spaces around {mask}"
             )
     return sequences, cut
 
@@ -95,11 +99,11 @@ def run(
         raise UserError(
             f"top_k is {top_k}; it has to be between 1 and the vocabulary's {model.config.vocab_size}"
         )
-    dtype = jnp.dtype(model.dtype)
+    dtype, special = jnp.dtype(model.dtype), model.tokenizer.special
     for batch in plan([len(ids) for ids in sequences], model.config, batch_tokens):
-        arrays = batch_arrays(batch, sequences)
+        arrays = batch_arrays(batch, sequences, special.pad)
         hidden = heads.encode(model.params, model.config, **arrays, dtype=dtype)
-        masked = np.flatnonzero(arrays["tokens"] == MASK)
+        masked = np.flatnonzero(arrays["tokens"] == special.mask)
         parts = []
         for start in range(0, len(masked), MASKS_AT_ONCE):
             part = masked[start : start + MASKS_AT_ONCE]
@@ -118,10 +122,10 @@ def by_text(
     mask = 0
     for text in (text for row in batch.rows for text in row):
         masks = []
-        for _ in range(sequences[text].count(MASK)):
+        for _ in range(sequences[text].count(model.tokenizer.special.mask)):
             masks.append(
                 [
-                    Prediction(int(i), model.tokenizer.decode([int(i)]), float(p))
+                    Prediction(int(i), model.tokenizer.token_text(int(i)), float(p))
                     for p, i in zip(probabilities[mask], ids[mask], strict=True)
                 ]
             )
@@ -161,7 +165,11 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     texts = parser.add_mutually_exclusive_group(required=True)
-    texts.add_argument("--text", nargs="+", help="texts, each with at least one <mask>")
+    texts.add_argument(
+        "--text",
+        nargs="+",
+        help="texts, each with at least one <mask> (the tokeniser's: [MASK] of ModernBERT's)",
+    )
     texts.add_argument("--input", help="*.jsonl, *.jsonl.gz or *.jsonl.zst; - reads standard input")
     parser.add_argument(
         "--output",

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from mmbert_jax.checkpoint import restore_params
-from mmbert_jax.data.special_ids import BOS, EOS
 from mmbert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from mmbert_jax.errors import UserError
-from mmbert_jax.hf.load import load_hf
+from mmbert_jax.hf.config import disagreement
+from mmbert_jax.hf.load import load_masked_lm
 from mmbert_jax.inference.checkpoint_tokenizer import checkpoint_tokenizer
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import MLM, HeadConfig
@@ -68,8 +68,15 @@ def load(
         raise UserError(f"dtype is {dtype!r}; it has to be one of {', '.join(DTYPES)}")
     # A run folder has a config.json too, but that of the run.
     if (path / "config.json").is_file() and not is_run(path):
-        params, config, trained_length = load_hf(path)
+        stored = load_masked_lm(path)
+        params, config = stored.params, stored.config.model
+        trained_length, special_ids = stored.config.max_positions, stored.config.special_ids
         found = load_tokenizer(tokenizer or path)
+        if field := disagreement(special_ids, found.special):
+            raise UserError(
+                f"{path}: {field} is {special_ids[field]} in config.json, which is not what the tokeniser {found.path}"
+                f" has ({found.special.to_dict()}); give the model's own with --tokenizer DIR"
+            )
     else:
         params, meta = restore_params(path)
         head = HeadConfig.from_config(meta["config"])
@@ -102,10 +109,14 @@ def load(
 
 
 def tokenise(model: Model, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
-    """`<bos> text <eos>` of each text, and whether it was cut: at `model.max_length` tokens, <eos> still at the end."""
+    """`<bos> text <eos>` of each text, and whether it was cut: at `model.max_length` tokens, <eos> still at the end.
+
+    <bos> and <eos> are what the tokeniser has for them: [CLS] and [SEP] of ModernBERT's.
+    """
     room = model.max_length - 2
     ids = model.tokenizer.encode_batch(texts) if texts else []
-    return [[BOS, *i[:room], EOS] for i in ids], [len(i) > room for i in ids]
+    bos, eos = model.tokenizer.special.bos, model.tokenizer.special.eos
+    return [[bos, *i[:room], eos] for i in ids], [len(i) > room for i in ids]
 
 
 def _fingerprint(params: Mapping, config: ModelConfig, tokenizer: Tokenizer) -> str:

@@ -69,14 +69,16 @@ def plan(
     return batches
 
 
-def batch_arrays(batch: Batch, sequences: Sequence[Sequence[int]]) -> dict[str, np.ndarray]:
+def batch_arrays(
+    batch: Batch, sequences: Sequence[Sequence[int]], pad: int
+) -> dict[str, np.ndarray]:
     """`tokens`, `segment_ids` and `positions`, int32 [B, L], of a batch; segment n of a row is its nth text."""
     empty = np.zeros(0, np.int64)
     rows = []
     for row in batch.rows:
         texts = [np.asarray(sequences[text], np.int32) for text in row]
         rows.append((np.concatenate([empty, *texts]), np.cumsum([len(text) for text in texts])))
-    return rows_to_arrays(rows, batch.row_length)
+    return rows_to_arrays(rows, batch.row_length, pad)
 
 
 def _rows_by_length(lengths: np.ndarray, config: ModelConfig) -> dict[int, list[list[int]]]:

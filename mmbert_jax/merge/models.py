@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmbert_jax.checkpoint import open_params
+from mmbert_jax.data.special_tokens import pieces_of
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import read_json
 from mmbert_jax.hf.config import read_config
@@ -123,13 +124,7 @@ def _vocabulary(path: Place) -> dict[str, str] | None:
         return None
     description = read_json(path)
     try:
-        pieces = description["model"]["vocab"]
-        # Of Unigram: pieces with their scores, in the order of ids.
-        if not isinstance(pieces, Mapping):
-            pieces = {piece: i for i, (piece, _) in enumerate(pieces)}
-        added = description.get("added_tokens") or ()
-        pieces = dict(pieces) | {token["content"]: token["id"] for token in added}
-        listed = sorted(pieces.items())
+        listed = sorted(pieces_of(description).items())
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is no tokenizer.json of a model with a vocabulary ({error!r}); copy it again"

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 
 from mmbert_jax.model.row_keys import row_keys
 
-# pad, eos, bos, unk, mask: never chosen, never drawn as a random token. All others are ordinary tokens.
-NUM_SPECIAL_IDS = 5
-MASK_ID = 4
+# Disjoint ranges [start, stop) of ids, in order.
+Ranges = tuple[tuple[int, int], ...]
 
 
 def mask_tokens(
@@ -20,6 +19,8 @@ def mask_tokens(
     *,
     ratio: float,
     vocabulary: int,
+    reserved: Ranges,
+    mask_id: int,
     mask_share: float = 0.8,
     random_share: float = 0.1,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -36,18 +37,31 @@ def mask_tokens(
       rows: uint32 [B, 2], number of each row in the order of the data (`row_keys.count_rows`).
       tokens: int32 [B, L].
       ratio: share of a row's ordinary tokens that are targets.
-      vocabulary: ids that the tokeniser has; random tokens are among them. An embedding may have more.
-      mask_share, random_share: shares of the targets that become `<mask>` or a random token; the others stay.
+      vocabulary: one more than the tokeniser's largest id; an embedding may have more rows.
+      reserved: ids of special tokens, padding among them, and those that the tokeniser has no piece for: never chosen,
+        never drawn as a random token. All others below `vocabulary` are ordinary tokens.
+      mask_id: the mask token's.
+      mask_share, random_share: shares of the targets that become the mask token or a random token; the others stay.
 
     Returns:
       inputs int32 [B, L], target positions int32 [B, M], labels int32 [B, M], weights float32 [B, M] (0 or 1), with
       M = `num_targets(ratio, L)`. A slot of weight 0 is no target: its token is left as it is.
     """
     slots = num_targets(ratio, tokens.shape[1])
+    reserved = tuple(
+        (start, min(stop, vocabulary)) for start, stop in reserved if start < vocabulary
+    )
+    # Those at the head of the vocabulary, where most have them, take one comparison.
+    head, rest = (
+        (reserved[0][1], reserved[1:]) if reserved[:1] and not reserved[0][0] else (0, reserved)
+    )
+    numbered = vocabulary - sum(stop - start for start, stop in rest)
 
     def one_row(row_key, row):
         choose, corrupt, draw = jax.random.split(row_key, 3)
-        ordinary = row >= NUM_SPECIAL_IDS
+        ordinary = row >= head
+        for start, stop in rest:
+            ordinary &= (row < start) | (row >= stop)
         count = ordinary.sum()
         targets = jnp.minimum(jnp.maximum(jnp.round(ratio * count), 1), count)
         # Ordinary tokens first, in random order.
@@ -56,9 +70,11 @@ def mask_tokens(
         real = jnp.arange(slots) < targets
         labels = row[positions]
         share = jax.random.uniform(corrupt, (slots,))
-        noise = jax.random.randint(draw, (slots,), NUM_SPECIAL_IDS, vocabulary, row.dtype)
+        noise = jax.random.randint(draw, (slots,), head, numbered, row.dtype)
+        for start, stop in rest:
+            noise = jnp.where(noise >= start, noise + (stop - start), noise)
         replaced = jnp.where(
-            share < mask_share, MASK_ID, jnp.where(share < mask_share + random_share, noise, labels)
+            share < mask_share, mask_id, jnp.where(share < mask_share + random_share, noise, labels)
         )
         inputs = row.at[positions].set(jnp.where(real, replaced, labels))
         return inputs, positions, labels, real.astype(jnp.float32)

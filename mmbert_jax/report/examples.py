@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from mmbert_jax.data.corpus import decode_row, read_manifest, rows_source
 from mmbert_jax.data.language_codes import meant_by
-from mmbert_jax.data.special_ids import BOS, EOS, MASK, PIECES
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.places import Place
 
@@ -17,7 +16,7 @@ SHOWN_TOKENS = 24
 
 @dataclass(frozen=True)
 class MaskedExample:
-    """A text with one `<mask>`, its language, and what the mask hides."""
+    """A text with one mask token, its language, and what the mask hides."""
 
     language: str
     text: str
@@ -39,6 +38,7 @@ def masked_examples(
     split = manifest["row_lengths"][row_length]["held_out"]
     rows = rows_source(corpus, manifest, int(row_length), "held_out")
     tokenizer = load_tokenizer(corpus / "tokenizer")
+    special, mask = tokenizer.special, tokenizer.pieces["mask"]
     meant = meant_by(split["languages"], {name for group in groups for name in group})
     scripts: set[str] = set()
     examples = []
@@ -48,15 +48,17 @@ def masked_examples(
             if taken == per_group:
                 break
             tokens, ends, _ = decode_row(rows[split["languages"][language]["first_row"]])
-            ids = [int(i) for i in tokens[: ends[0]] if i not in (BOS, EOS)][:SHOWN_TOKENS]
+            ids = [int(i) for i in tokens[: ends[0]] if i not in (special.bos, special.eos)][
+                :SHOWN_TOKENS
+            ]
             pieces = [tokenizer.decode([i]) for i in ids]
             script = _script(tokenizer.decode(ids))
             if script in scripts:
                 continue
             for i in _candidates(pieces):
-                text = tokenizer.decode(ids[:i]) + PIECES[MASK] + tokenizer.decode(ids[i + 1 :])
+                text = tokenizer.decode(ids[:i]) + mask + tokenizer.decode(ids[i + 1 :])
                 # The text must be read as the tokens that it was made from.
-                if tokenizer.encode(text) == [*ids[:i], MASK, *ids[i + 1 :]]:
+                if tokenizer.encode(text) == [*ids[:i], special.mask, *ids[i + 1 :]]:
                     examples.append(MaskedExample(language, text, pieces[i]))
                     scripts.add(script)
                     taken += 1

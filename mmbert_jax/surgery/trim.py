@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from mmbert_jax.data.sources import Document, Fields, Input, parse_chunk, read_chunks
-from mmbert_jax.data.tokenizer import TOKENIZER_JSON, HuggingFaceTokenizer
+from mmbert_jax.data.special_tokens import TOKENIZER_CONFIG, TOKENIZER_JSON
+from mmbert_jax.data.tokenizer import HuggingFaceTokenizer
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import to_json, write_json, write_text
 from mmbert_jax.hf.export import check_output, check_written, new_folder
@@ -18,7 +19,6 @@ from mmbert_jax.places import Place, place, resolved
 from mmbert_jax.surgery.vocabulary import check_supported, ids_to_keep, trim_description
 
 REPORT = "trim.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 # Tensors with a row for each id, in any of the model's classes.
 BY_ID = ("tok_embeddings.weight", "decoder.weight", "decoder.bias")
 # `tokenizer.model` is not copied: it would still have the whole vocabulary.
@@ -91,6 +91,7 @@ def trim_vocabulary(
     with new_folder(output, phase="trimmed") as folder:
         trimmed = trim_description(description, keep)
         write_json(folder / TOKENIZER_JSON, trimmed)
+        _trim_names(source, folder, keep)
         after = HuggingFaceTokenizer(folder / TOKENIZER_JSON)
         costs = _compare(before, after, keep, inputs, fields, languages)
         sizes = _trim_model(source, folder, keep)
@@ -202,8 +203,22 @@ def _compare(
     return costs
 
 
+def _trim_names(source: Place, folder: Path, keep: Sequence[int]) -> None:
+    """Writes the files beside tokenizer.json that name its special tokens."""
+    new_id = {old: new for new, old in enumerate(keep)}
+    if (source / TOKENIZER_CONFIG).is_file():
+        config = json.loads((source / TOKENIZER_CONFIG).read_bytes())
+        if "added_tokens_decoder" in config:
+            added = config["added_tokens_decoder"].items()
+            config["added_tokens_decoder"] = {str(new_id[int(i)]): token for i, token in added}
+        write_json(folder / TOKENIZER_CONFIG, config)
+    for name in COPIED:
+        if (source / name).is_file():
+            (folder / name).write_bytes((source / name).read_bytes())
+
+
 def _trim_model(source: Place, folder: Path, keep: Sequence[int]) -> dict[str, dict[str, int]]:
-    """Writes weights, config.json and the tokeniser's other files; returns parameters and bytes before and after."""
+    """Writes weights and config.json; returns parameters and bytes before and after."""
     fields = json.loads((source / "config.json").read_bytes())
     shapes, read = open_weights(source)
     vocab_size = fields["vocab_size"]
@@ -231,15 +246,6 @@ def _trim_model(source: Place, folder: Path, keep: Sequence[int]) -> dict[str, d
         if name.endswith("_token_id") and value in new_id:
             fields[name] = new_id[value]
     write_json(folder / "config.json", fields)
-    if (source / TOKENIZER_CONFIG).is_file():
-        config = json.loads((source / TOKENIZER_CONFIG).read_bytes())
-        if "added_tokens_decoder" in config:
-            added = config["added_tokens_decoder"].items()
-            config["added_tokens_decoder"] = {str(new_id[int(i)]): token for i, token in added}
-        write_json(folder / TOKENIZER_CONFIG, config)
-    for name in COPIED:
-        if (source / name).is_file():
-            (folder / name).write_bytes((source / name).read_bytes())
     return {
         "parameters": {
             "before": sum(int(np.prod(shape)) for shape in shapes.values()),

@@ -89,7 +89,7 @@ def test_arrays_of_rows_are_what_the_model_is_told(found, padding, more):
     row_length = max((len(tokens) for tokens, _, _ in found), default=7) + padding
     empty = np.zeros(0, np.uint32), np.zeros(0, np.int64)
     given_rows = [(tokens % 1000, ends) for tokens, ends, _ in found] + [empty] * more
-    arrays = corpus.rows_to_arrays(given_rows, row_length)
+    arrays = corpus.rows_to_arrays(given_rows, row_length, pad=0)
     for slot, (tokens, ends) in enumerate(given_rows):
         segment, position, expected = 1, 0, []
         for i, token in enumerate(tokens.tolist()):

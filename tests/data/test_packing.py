@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmbert_jax.data.packing import best_fit, cut, piece_bounds
+from mmbert_jax.data.special_ids import SpecialIds
 
-BOS, EOS = 2, 1
+BOS, EOS = 4, 3
+SPECIAL = SpecialIds(pad=0, eos=EOS, bos=BOS, unk=None, mask=1)
 
 
 def first_fit_decreasing(lengths, row_length):
@@ -52,7 +54,7 @@ def fewest_rows(lengths, row_length):
 )
 def test_pieces_hold_every_token_once_and_in_order(documents, row_length):
     for tokens in documents:
-        pieces = cut(tokens, row_length)
+        pieces = cut(tokens, row_length, SPECIAL)
         assert all(2 <= len(piece) <= row_length for piece in pieces)
         assert all(len(piece) == row_length for piece in pieces[:-1])  # cut only where it must be
         assert all(piece[0] == BOS and piece.dtype == np.uint32 for piece in pieces)
@@ -71,18 +73,18 @@ def test_bounds_of_many_documents_are_those_of_each(documents, row_length):
         ours = [
             [BOS, *content[a:b]] for d, a, b in zip(document, start, stop, strict=True) if d == i
         ]
-        assert ours == [piece.tolist() for piece in cut(tokens, row_length)]
+        assert ours == [piece.tolist() for piece in cut(tokens, row_length, SPECIAL)]
 
 
 @pytest.mark.parametrize(("tokens", "pieces"), [(6, 1), (7, 2), (13, 2), (14, 3), (0, 1)])
 def test_a_document_is_cut_where_bos_and_eos_no_longer_fit(tokens, pieces):
     # A row of 8 holds <bos> and 7 tokens, of which one is the document's <eos>.
-    assert len(cut([9] * tokens, 8)) == pieces
+    assert len(cut([9] * tokens, 8, SPECIAL)) == pieces
 
 
 def test_a_row_needs_room_for_a_token():
     with pytest.raises(ValueError, match="cannot hold <bos> and a token"):
-        cut([5, 6], 1)
+        cut([5, 6], 1, SPECIAL)
 
 
 # --- packing ---
@@ -105,7 +107,7 @@ def test_cut_and_packed_documents_can_be_put_together_again(documents, row_lengt
     pieces = [
         (d, n, piece)
         for d, tokens in enumerate(documents)
-        for n, piece in enumerate(cut(tokens, row_length))
+        for n, piece in enumerate(cut(tokens, row_length, SPECIAL))
     ]
     rows = best_fit([len(piece) for *_, piece in pieces], row_length)
     found = sorted((pieces[i][0], pieces[i][1], pieces[i][2].tolist()) for row in rows for i in row)

@@ -78,6 +78,8 @@ def cross_entropies(model, corpus) -> dict[str, list[tuple[float, bool]]]:
                 jnp.asarray(batch["tokens"]),
                 ratio=RATIO,
                 vocabulary=512,
+                reserved=((0, 5),),
+                mask_id=4,
             ),
         )
         for row, language in enumerate(languages):

@@ -77,7 +77,6 @@ def test_thetas_that_are_left_out_are_those_of_transformers(fields, expected):
         ({"hidden_size": "64"}, "hidden_size is '64'"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"norm_eps": True}, "norm_eps is True"),
-        ({"pad_token_id": 7}, "pad_token_id is 7; only 0"),
         ({"num_attention_heads": 7}, "not a multiple"),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling"),
         ({"local_rope_theta": 801.0}, "rope_parameters.sliding_attention.rope_theta is 800.0"),

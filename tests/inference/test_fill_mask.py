@@ -7,8 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+from small_tokenizer import write_small_tokenizer
 
 from mmbert_jax.checkpoint import save_params
+from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.errors import UserError
 from mmbert_jax.inference import rows
 from mmbert_jax.inference.fill_mask import fill_mask
@@ -82,6 +84,26 @@ def test_refuses_a_mask_that_would_be_cut_off(model):
     assert len(fill_mask(short, ["a <mask>" + " and" * 20])[0]) == 1
     with pytest.raises(UserError, match="has a <mask> beyond the 8 tokens"):
         fill_mask(short, ["a <mask>" + " and" * 20 + "<mask>"])
+
+
+def test_refuses_masks_of_which_the_tokeniser_finds_more_or_fewer(model, tmp_path):
+    """One that lowers letters finds "<MASK>" too: predictions could not be told whose they are."""
+    file = write_small_tokenizer(tmp_path / "t") / "tokenizer.json"
+    description = json.loads(file.read_text())
+    description["added_tokens"][4]["content"] = "<MASK>"
+    description["added_tokens"][4]["normalized"] = True
+    vocabulary = description["model"]["vocab"]
+    vocabulary["<MASK>"] = vocabulary.pop("<mask>")
+    description["normalizer"] = {"type": "Lowercase"}
+    names = {"pad": "<pad>", "sep": "<eos>", "cls": "<bos>", "mask": "<MASK>"}
+    (tmp_path / "t" / "tokenizer_config.json").write_text(
+        json.dumps({f"{role}_token": piece for role, piece in names.items()})
+    )
+    file.write_text(json.dumps(description))
+    lowering = dataclasses.replace(model, tokenizer=load_tokenizer(tmp_path / "t"))
+    assert len(fill_mask(lowering, ["the <MASK>"])[0]) == 1
+    with pytest.raises(UserError, match="has <MASK> 1 times, of which the tokeniser .* finds 2"):
+        fill_mask(lowering, ["the <MASK> or the <mask>"])
 
 
 @pytest.mark.parametrize("top_k", [0, 333])

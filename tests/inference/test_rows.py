@@ -60,7 +60,7 @@ def test_shapes_are_few_whatever_the_lengths():
 
 def test_arrays_of_a_batch():
     sequences = [[2, 9, 1], [2, 1], [2, 7, 8, 1]]
-    arrays = batch_arrays(Batch(8, [[2, 0], [], [1]]), sequences)
+    arrays = batch_arrays(Batch(8, [[2, 0], [], [1]]), sequences, pad=0)
     assert arrays["tokens"].tolist() == [[2, 7, 8, 1, 2, 9, 1, 0], [0] * 8, [2, 1] + [0] * 6]
     assert arrays["segment_ids"].tolist() == [[1, 1, 1, 1, 2, 2, 2, 0], [0] * 8, [1, 1] + [0] * 6]
     assert arrays["positions"].tolist() == [[0, 1, 2, 3, 0, 1, 2, 0], [0] * 8, [0, 1] + [0] * 6]

@@ -6,10 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from mmbert_jax.model.masking import MASK_ID, NUM_SPECIAL_IDS, mask_tokens, num_targets
+from mmbert_jax.model.masking import mask_tokens, num_targets
 from mmbert_jax.model.row_keys import count_rows, in_words, row_keys
 
 V, L = 1000, 512
+# Gemma's: five in front, the last of them the mask.
+NUM_SPECIAL_IDS, MASK_ID = 5, 4
+GEMMA = ((0, NUM_SPECIAL_IDS),)
 
 
 def rows(count):
@@ -22,7 +25,10 @@ def rows(count):
 @functools.partial(jax.jit, static_argnames=("ratio", "seed"))
 def jitted(first, tokens, ratio, seed):
     numbers = count_rows(first, len(tokens))
-    return mask_tokens(jax.random.key(seed), numbers, tokens, ratio=ratio, vocabulary=V)
+    key = jax.random.key(seed)
+    return mask_tokens(
+        key, numbers, tokens, ratio=ratio, vocabulary=V, reserved=GEMMA, mask_id=MASK_ID
+    )
 
 
 def masked(tokens, first=0, ratio=0.3, seed=0):
@@ -67,6 +73,42 @@ def test_shares_are_80_10_10():
     assert (
         len(np.unique(noise)) > 0.8 * V
     )  # the whole vocabulary, not what happens to be in the batch
+
+
+@pytest.mark.parametrize(
+    "reserved",
+    [
+        ((990, 995),),  # ModernBERT's place for them: at the end, with ordinary ids behind
+        (
+            (0, 2),
+            (400, 401),
+            (600, 650),
+            (995, 2000),
+        ),  # in front, one alone, a hole, beyond the vocabulary
+        (),
+    ],
+)
+def test_special_ids_anywhere_are_neither_chosen_nor_drawn(reserved):
+    tokens = np.random.default_rng(0).integers(0, V, (256, L)).astype(np.int32)
+    numbers = count_rows(in_words(0), len(tokens))
+    given = {"ratio": 0.5, "vocabulary": V, "reserved": reserved, "mask_id": 992}
+    mask = jax.jit(functools.partial(mask_tokens, **given))
+    inputs, positions, labels, weights = map(np.asarray, mask(jax.random.key(0), numbers, tokens))
+    ordinary = np.ones(V, bool)
+    for start, stop in reserved:
+        ordinary[start:stop] = False
+    held = ordinary[tokens].sum(1)
+    np.testing.assert_allclose(weights.sum(1), 0.5 * held, atol=0.51)
+    became = np.take_along_axis(inputs, positions, 1)[weights == 1]
+    labels = labels[weights == 1]
+    assert ordinary[labels].all()
+    noise = became[(became != 992) & (became != labels)]
+    assert ordinary[noise].all()
+    # All of them alike: some 6,500 draws of a thousand ids, chi-squared within five standard deviations.
+    ids = np.flatnonzero(ordinary & (np.arange(V) != 992))
+    expected = len(noise) / len(ids)
+    chi = ((np.bincount(noise, minlength=V)[ids] - expected) ** 2 / expected).sum()
+    assert abs(chi - len(ids)) < 5 * np.sqrt(2 * len(ids))
 
 
 def test_a_row_is_masked_alike_in_any_batch_and_differently_in_another_place():

@@ -32,7 +32,7 @@ import torch
 from matplotlib.figure import Figure
 from transformers import ModernBertConfig, ModernBertModel
 
-from mmbert_jax.data.special_ids import BOS, EOS
+from mmbert_jax.data.special_ids import GEMMA
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.files import atomic_file, write_json, write_text
 from mmbert_jax.hf.config import to_hf
@@ -74,7 +74,9 @@ def draw_sequences(lengths: str, count: int, vocab_size: int, seed: int = 0) -> 
     rng = np.random.default_rng(seed)
     drawn = np.clip(rng.normal(mean, deviation, count).round(), 3, LONGEST).astype(int)
     return [
-        np.concatenate([[BOS], rng.integers(5, vocab_size, n - 2), [EOS]]).astype(np.int32)
+        np.concatenate([[GEMMA.bos], rng.integers(5, vocab_size, n - 2), [GEMMA.eos]]).astype(
+            np.int32
+        )
         for n in drawn
     ]
 
@@ -85,7 +87,7 @@ def our_engine(params, config: ModelConfig, dtype: str) -> Engine:
     def run(sequences, batch_tokens):
         queued = deque()
         for batch in plan([len(ids) for ids in sequences], config, batch_tokens):
-            arrays = batch_arrays(batch, sequences)
+            arrays = batch_arrays(batch, sequences, GEMMA.pad)
             hidden = heads.encode(params, config, **arrays, dtype=jnp.dtype(dtype))
             queued.append((batch.rows, hidden))
             if len(queued) > QUEUED:

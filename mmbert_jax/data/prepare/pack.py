@@ -14,7 +14,6 @@ from mmbert_jax.data.prepare.settings import Settings
 from mmbert_jax.data.prepare.workers import Run
 from mmbert_jax.data.progress import Progress
 from mmbert_jax.data.shards import ShardWriter
-from mmbert_jax.data.special_ids import BOS
 from mmbert_jax.data.spill import Documents, read_spill
 
 
@@ -76,7 +75,7 @@ def pack_shards(job: Job) -> dict[int, tuple[list[tuple[int, int]], str]]:
         part.path.unlink()
         for length, writer in writers.items():
             rows = tokens = 0
-            for record, n in packed_rows(documents, length):
+            for record, n in packed_rows(documents, length, workers.special().bos):
                 writer.write(record)
                 digests[length].update(trained_part(record))
                 rows += 1
@@ -87,7 +86,7 @@ def pack_shards(job: Job) -> dict[int, tuple[list[tuple[int, int]], str]]:
     return {length: (counts[length], digests[length].hexdigest()) for length in row_lengths}
 
 
-def packed_rows(documents: Documents, row_length: int) -> Iterator[tuple[bytes, int]]:
+def packed_rows(documents: Documents, row_length: int, bos: int) -> Iterator[tuple[bytes, int]]:
     """The records of one language's documents (or of a part of them), in random order, and the tokens in each.
 
     The order follows from the texts' hashes, not from where the documents stood.
@@ -107,7 +106,7 @@ def packed_rows(documents: Documents, row_length: int) -> Iterator[tuple[bytes, 
         ends = []
         for piece in rows[i]:
             first, n = start[piece], lengths[piece]
-            buffer[at] = BOS
+            buffer[at] = bos
             buffer[at + 1 : at + n] = documents.tokens[first : first + n - 1]
             at += n
             ends.append(at)

@@ -12,7 +12,6 @@ from mmbert_jax.data.prepare.settings import Settings
 from mmbert_jax.data.prepare.tokenise import tokenize
 from mmbert_jax.data.prepare.workers import run_jobs
 from mmbert_jax.data.sources import Input
-from mmbert_jax.data.special_ids import PIECES
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.data.tokenizer_identity import describe_tokenizer
 from mmbert_jax.files import atomic_folder, write_json
@@ -49,7 +48,7 @@ def prepare_corpus(
     tokenizer = load_tokenizer(settings.tokenizer)
     with (
         atomic_folder(output, replace=True, last=MANIFEST) as partial,
-        run_jobs(workers, settings) as run,
+        run_jobs(workers, settings, tokenizer.special) as run,
     ):
         spill = partial / "spill"
         spill.mkdir()
@@ -68,7 +67,6 @@ def prepare_corpus(
             "source": source,
             "inputs": [str(item.path) for item in inputs],
             "tokenizer": describe_tokenizer(tokenizer),
-            "special_ids": {piece.strip("<>"): i for i, piece in enumerate(PIECES)},
             "held_out_fraction": settings.held_out,
             "held_out_documents": settings.held_out_documents,
             "documents": totals["documents"],

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmbert_jax.data.prepare.settings import Settings
+from mmbert_jax.data.special_ids import SpecialIds
 from mmbert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from mmbert_jax.errors import UserError
 
@@ -25,6 +26,7 @@ class _Worker:
 
     settings: Settings | None = None
     tokenizer: Tokenizer | None = None
+    special: SpecialIds | None = None
 
 
 _worker = _Worker()
@@ -36,6 +38,12 @@ def settings() -> Settings:
     return _worker.settings
 
 
+def special() -> SpecialIds:
+    """The special ids of the settings' tokeniser, which need not be loaded for them."""
+    assert _worker.special is not None
+    return _worker.special
+
+
 def tokenizer() -> Tokenizer:
     """The tokeniser of the settings, loaded when the first job asks for it."""
     if _worker.tokenizer is None:
@@ -43,13 +51,13 @@ def tokenizer() -> Tokenizer:
     return _worker.tokenizer
 
 
-def _start_worker(given: Settings) -> None:
+def _start_worker(given: Settings, special: SpecialIds) -> None:
     # Ctrl-C reaches the whole group of processes; the parent alone decides what follows.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # One process per core: threads inside of them would only get in each other's way.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker.settings = given
+    _worker.settings, _worker.special = given, special
 
 
 def _end_with_parent() -> None:
@@ -59,10 +67,10 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def run_jobs(workers: int, given: Settings) -> Iterator[Run]:
+def run_jobs(workers: int, given: Settings, special: SpecialIds) -> Iterator[Run]:
     """Gives `run(function, jobs)`, which yields the results in the order of the jobs, a bounded number at a time."""
     if workers == 1:
-        _worker.settings, _worker.tokenizer = given, None
+        _worker.settings, _worker.tokenizer, _worker.special = given, None, special
         yield map
         return
     # Not fork: a tokeniser's threads would be lost in the copy.
@@ -70,7 +78,7 @@ def run_jobs(workers: int, given: Settings) -> Iterator[Run]:
         workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
-        initargs=(given,),
+        initargs=(given, special),
     )
 
     def run(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:

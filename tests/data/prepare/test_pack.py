@@ -82,10 +82,10 @@ def test_totals_of_the_manifest(corpus, records, model):
     assert manifest["inputs"] == [str(corpus[1])]
     assert manifest["source"] == "test"
     assert (manifest["held_out_fraction"], manifest["held_out_documents"]) == (HELD_OUT, 0)
-    assert manifest["special_ids"] == {"pad": 0, "eos": 1, "bos": 2, "unk": 3, "mask": 4}
     copied = (corpus[0] / "tokenizer" / "tokenizer.model").read_bytes()
     assert copied == (model / "tokenizer.model").read_bytes()
     assert manifest["tokenizer"] == {
+        "special_ids": {"pad": 0, "eos": 1, "bos": 2, "unk": 3, "mask": 4},
         "sha256": hashlib.sha256(copied).hexdigest(),
         "content": tokenizer_identity.content(model / "tokenizer.model"),
         "vocab_size": bare.get_piece_size(),
