@@ -27,7 +27,7 @@ EMBEDDING, DECODER = "model.embeddings.tok_embeddings.weight", "decoder.weight"
 
 def rewrite(folder, change):
     """Changes a folder's tensors."""
-    tensors = load_weights(folder)
+    tensors = {name: x.copy() for name, x in load_weights(folder).items()}
     for file in folder.glob("model*"):
         file.unlink()
     change(tensors)
