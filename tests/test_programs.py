@@ -313,9 +313,9 @@ def written(folder: Place, made: Place) -> dict[str, bytes]:
         params, meta = restore_params(folder / "out")
         found["meta"] = json.dumps(meta).replace(str(made), "MADE").encode()
         found |= {name: x.tobytes() for name, x in flatten_dict(params, sep="/").items()}
-    # Such as names the model that a sweep was over: the digest of a meta that has another path.
-    if "out/sweep.json" in found:
-        found["out/sweep.json"] = re.sub(rb'"sums": "\w+"', b"", found["out/sweep.json"])
+    # Such as names the models that were merged: the digest of a meta that has another path.
+    for name in found.keys() & {"out/sweep.json", "out/merge.json", "meta"}:
+        found[name] = re.sub(rb'"sums": "\w+"', b"", found[name])
     assert found
     return found
 

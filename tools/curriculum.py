@@ -263,7 +263,7 @@ def main() -> None:
         print(describe_fit(counts, groups, ("english", "phase1")), flush=True)
     (out / "done").mkdir(parents=True, exist_ok=True)
     # Not the folder alone, which in a bucket is nothing until an object lies in it.
-    write_text(out / "done" / ".begun", "")
+    write_text(out / "done" / "begun", "")
     steps = commands(args, overrides)
     seconds = {}
     for number, (name, command) in enumerate(steps.items(), start=1):

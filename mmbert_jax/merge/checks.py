@@ -9,7 +9,7 @@ import numpy as np
 
 from mmbert_jax.data.tokenizer_identity import same_tokenizer
 from mmbert_jax.errors import UserError
-from mmbert_jax.hf.config import SPECIAL_IDS, read_config
+from mmbert_jax.hf.config import SPECIAL_IDS, read_config, recorded_ids
 from mmbert_jax.hf.weights import INDEX, SINGLE
 from mmbert_jax.merge.models import CHECKPOINT, HUGGING_FACE, StoredModel
 from mmbert_jax.model.config import ModelConfig
@@ -95,8 +95,7 @@ def _mixed(model: StoredModel) -> Iterator[tuple[str, Any]]:
         head, special_ids = config.head, config.special_ids
         names = _THEIR_NAMES
     else:
-        config = model.meta["config"]
-        head, special_ids = HeadConfig.from_config(config), config.get("special_ids", SPECIAL_IDS)
+        head, special_ids = HeadConfig.from_config(model.meta["config"]), recorded_ids(model.meta)
         names = {}
     where = "config.json: " if model.kind == HUGGING_FACE else "config."
     for prefix, part, called in (

@@ -86,14 +86,14 @@ def test_bfloat16_points_the_same_way(hf_folder, model):
 
 def test_few_programs_for_all_lengths(model):
     """Texts of 2 to 600 tokens, a few and many at a time: three row lengths need at most two shapes each."""
-    before = heads.encode._cache_size()
+    before = heads._encode._cache_size()
     rng = np.random.default_rng(0)
     for longest in (5, 40, 130, 131, 300, 513, 600):
         for count in (1, 3, 40):
             sequences = [[2, *[7] * int(n), 1] for n in rng.integers(0, longest - 1, count)]
             for _ in run(model, sequences, "cls", batch_tokens=1024):
                 pass
-    assert heads.encode._cache_size() - before <= 6
+    assert heads._encode._cache_size() - before <= 6
 
 
 def test_no_texts(model):
