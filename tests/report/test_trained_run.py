@@ -15,6 +15,7 @@ from data.tiny_corpus import identify, write_corpus
 from ml_collections import ConfigDict
 from tiny import tiny_config
 
+import mmbert_jax.machine
 import mmbert_jax.train
 from mmbert_jax.data.pipeline import open_data
 from mmbert_jax.errors import UserError
@@ -58,7 +59,7 @@ def watched(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mmbert_jax.train, "read_batches", watch)
-        patch.setattr(mmbert_jax.train, "peak_flops", lambda kind: PEAK)
+        patch.setattr(mmbert_jax.machine, "peak_flops", lambda kind: PEAK)
         mmbert_jax.train.train(config, folder / "run", profile_steps=(2, 3))
     return folder / "run", config, fed
 
