@@ -139,6 +139,7 @@ def test_masks_are_filled_in_several_scripts(finished):
     assert "What stood there: en " in filled
 
 
+@pytest.mark.slow
 def test_the_same_in_a_bucket(gs_bucket, finished, cldr_options):
     """Text in a bucket, everything else there, and killed on the way: the files and losses are those of the disk."""
     on_disk, _ = finished
@@ -270,6 +271,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.slow
 def test_declaration_of_human_rights_by_the_published_lists(tmp_path):
     """Real text in hundreds of languages: which phase sees which of them is the published assignment."""
     text = shared_file("udhr.jsonl.gz")
