@@ -27,7 +27,8 @@ from mmbert_jax.fingerprint import fingerprint
 from mmbert_jax.hf.tokenizer import copied_tokenizer, to_hf_files
 from mmbert_jax.inference.checkpoint_tokenizer import checkpoint_tokenizer
 from mmbert_jax.merge import sweep
-from mmbert_jax.merge.models import check_alike, open_model
+from mmbert_jax.merge.checks import check_alike
+from mmbert_jax.merge.models import open_model
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import init_params
 from mmbert_jax.optim.schedules import phase_rows

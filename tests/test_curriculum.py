@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from mmbert_jax import buckets
 from mmbert_jax.checkpoint import restore_params
 from mmbert_jax.data.pipeline import held_out_batches
 from mmbert_jax.data.tokenizer import load_tokenizer
+from mmbert_jax.hf.export import MARKER
 from mmbert_jax.model.masking import mask_tokens
 from mmbert_jax.model.row_keys import count_rows, in_words
 from mmbert_jax.places import Place, place
@@ -159,8 +161,11 @@ def test_the_same_in_a_bucket(gs_bucket, finished, cldr_options):
         names = [path.name for path in (on_disk / folder).iterdir()]
         assert sorted(names) == sorted(path.name for path in (output / folder).iterdir())
         for name in names:
-            same = (output / folder / name).read_bytes() == (on_disk / folder / name).read_bytes()
-            assert same, f"{folder}/{name}"
+            ours, theirs = ((run / folder / name).read_bytes() for run in (output, on_disk))
+            # Sums of what was merged, whose metas name the corpus, and the sum of the card that tells of them.
+            if name in ("README.md", MARKER):
+                ours, theirs = (re.sub(rb"[0-9a-f]{12,}", b"", x) for x in (ours, theirs))
+            assert ours == theirs, f"{folder}/{name}"
     for name in ("results.json", "results.txt", "merged_held_out.json", "shares.png", "losses.png"):
         assert (output / name).read_bytes() == (on_disk / name).read_bytes(), name
     for phase in PHASES:
