@@ -111,18 +111,6 @@ def upload_folder(local: Path, folder: Place, last: str | None) -> None:
     (folder / UPLOADING).unlink(missing_ok=True)  # a lost answer is asked for again
 
 
-def download_folder(folder: Place, local: Path) -> None:
-    """Copies what a folder in a bucket holds to a disk."""
-    prefix = len(str(folder)) + 1
-
-    def fetch(path: Place) -> None:
-        target = local / str(path)[prefix:]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        filesystem(path).get_file(str(path), str(target))
-
-    _for_each(files_under(folder), fetch)
-
-
 def copy_folder(source: Place, target: Place) -> None:
     """Copies a folder within a bucket, object by object."""
     prefix, files = len(str(source)) + 1, filesystem(source)

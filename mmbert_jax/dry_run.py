@@ -66,7 +66,7 @@ def dry_run(config: ConfigDict, workdir: Place) -> bool:
     check("same data", ("data",), lambda data: _same_data(config, data, workdir))
     check("held-out rows", ("data",), lambda _: _held_out(config))
     check("reading rows", ("data",), lambda data: _rows(config, data))
-    check("open files", (), lambda: _open_files())
+    check("open files", (), _open_files)
     check("run folder", ("config",), lambda _: _run(config, workdir))
     check("lock", ("run folder",), lambda _: _lock(workdir))
     check(

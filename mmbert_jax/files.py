@@ -185,18 +185,6 @@ def hidden_folder(path: str | Place) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def local_copy(path: Place) -> Iterator[Path]:
-    """A folder on this machine that holds what `path` does, for libraries that read nothing else; gone afterwards."""
-    if not is_remote(path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="mmbert-jax-") as folder:
-        with naming(path):
-            buckets.download_folder(path, Path(folder))
-        yield Path(folder)
-
-
-@contextlib.contextmanager
 def folder_on_disk(path: Place) -> Iterator[Path]:
     """A folder to write into; what belongs into a bucket is added to what is there when the block ends."""
     if not is_remote(path):

@@ -25,8 +25,9 @@ import argparse
 from collections.abc import Sequence
 
 from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.hf.load import EXACT_IN_FLOAT32
 from mmbert_jax.merge.checks import check_alike
-from mmbert_jax.merge.merge import DTYPES, merge
+from mmbert_jax.merge.merge import merge
 from mmbert_jax.merge.models import CHECKPOINT, StoredModel, open_model
 from mmbert_jax.merge.output import check_target, write_merged
 from mmbert_jax.merge.recipe import METHODS, Recipe, check_base, make_recipe
@@ -84,7 +85,7 @@ def parse_arguments() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, help=what)
     parser.add_argument(
         "--dtype",
-        choices=DTYPES,
+        choices=EXACT_IN_FLOAT32,
         help="of a merged Hugging Face folder's tensors (default: that of the base, or the first model)",
     )
     parser.add_argument(

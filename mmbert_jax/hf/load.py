@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable, Container
 
 import numpy as np
 
@@ -80,8 +81,8 @@ def load_model(folder: str | Place) -> HfModel:
                     f"{name} is stored as {tensor.dtype.name}; only {', '.join(EXACT_IN_FLOAT32)} are read"
                 )
         tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
-        if config.head.kind == MLM:
-            _drop_tied_copy(tensors)
+        if config.head.kind == MLM and has_tied_copy(tensors, tensors.__getitem__):
+            del tensors[DECODER]
         if config.head.kind == ENCODER and all(name.startswith(PREFIX) for name in tensors):
             tensors = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
         return HfModel(to_ours(tensors, config.model, config.head), config)
@@ -91,9 +92,14 @@ def load_model(folder: str | Place) -> HfModel:
         ) from error
 
 
-def _drop_tied_copy(tensors: dict[str, np.ndarray]) -> None:
-    """Some writers store the tied decoder a second time; a decoder of its own is something this model does not have."""
-    if DECODER in tensors and EMBEDDING in tensors:
-        if not np.array_equal(tensors[DECODER], tensors[EMBEDDING]):
-            raise UserError(f"{DECODER} differs from {EMBEDDING}; only tied decoders are supported")
-        del tensors[DECODER]
+def has_tied_copy(names: Container[str], read: Callable[[str], np.ndarray]) -> bool:
+    """Whether the tied decoder of a masked LM is stored a second time, as some writers do.
+
+    Raises:
+      UserError: it is another one than the embeddings, which is something that this model does not have.
+    """
+    if DECODER not in names or EMBEDDING not in names:
+        return False
+    if not np.array_equal(read(DECODER), read(EMBEDDING)):
+        raise UserError(f"{DECODER} differs from {EMBEDDING}; only tied decoders are supported")
+    return True

@@ -1,8 +1,9 @@
 """Merging models on disk by a recipe, tensor by tensor."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
-import ml_dtypes
+import ml_dtypes  # noqa: F401  for NumPy's bfloat16
 import numpy as np
 
 from mmbert_jax.errors import UserError
@@ -14,12 +15,6 @@ from mmbert_jax.merge.recipe import ELECTING, Parameters, Recipe, by_tensor
 from mmbert_jax.merge.report import Outcome
 from mmbert_jax.merge.task_vectors import Conflicts, combine
 from mmbert_jax.model.heads import HeadConfig
-
-DTYPES = {
-    "float32": np.dtype(np.float32),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
-}
 
 
 def merge(
@@ -43,8 +38,9 @@ def merge(
     for name in first.shapes:
         reference, dtype = read_finite(first, name)
         if recipe.dtype:
-            dtype = DTYPES[recipe.dtype]
-        tensors = (read_finite(model, name)[0] for model in models)
+            dtype = np.dtype(recipe.dtype)
+        others = (read_finite(model, name)[0] for model in (models if base else models[1:]))
+        tensors = others if base else itertools.chain([reference], others)
         try:
             merged, conflicts = merge_tensor(
                 recipe,

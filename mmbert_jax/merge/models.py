@@ -13,14 +13,13 @@ from mmbert_jax.data.special_tokens import pieces_of
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import read_json
 from mmbert_jax.hf.config import read_config
-from mmbert_jax.hf.load import DECODER, EMBEDDING
+from mmbert_jax.hf.load import DECODER, EXACT_IN_FLOAT32, has_tied_copy
 from mmbert_jax.hf.weights import open_weights
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.places import Place, place
 from mmbert_jax.run import is_run, locate
 
 CHECKPOINT, HUGGING_FACE = "checkpoint", "Hugging Face folder"
-STORED = ("float32", "bfloat16", "float16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +78,18 @@ def _open_hugging_face(folder: Place) -> StoredModel:
     except ValueError as error:  # a UserError too: it does not know the folder
         raise UserError(f"{folder}: {error}") from error
     shapes, read = open_weights(folder)
-    shapes = _without_tied_copy(folder, shapes, read)
+    try:
+        tied_copy = has_tied_copy(shapes, read)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
+    # Merged by itself it would be untied.
+    shapes = {name: shape for name, shape in shapes.items() if name != DECODER or not tied_copy}
 
     def read_floats(name: str) -> np.ndarray:
         tensor = read(name)
-        if tensor.dtype.name not in STORED:
+        if tensor.dtype.name not in EXACT_IN_FLOAT32:
             raise UserError(
-                f"{folder}: {name} is stored as {tensor.dtype.name}; only {', '.join(STORED)} can be merged"
+                f"{folder}: {name} is stored as {tensor.dtype.name}; only {', '.join(EXACT_IN_FLOAT32)} can be merged"
             )
         return tensor
 
@@ -99,23 +103,6 @@ def _open_hugging_face(folder: Place) -> StoredModel:
         tokenizer=_vocabulary(folder / "tokenizer.json"),
         folder=folder,
     )
-
-
-def _without_tied_copy(
-    folder: Place, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], np.ndarray]
-) -> dict[str, tuple[int, ...]]:
-    """Tensors without a masked LM's decoder, which some writers store a second time and merges would untie.
-
-    Raises:
-      UserError: it is another one than the embeddings.
-    """
-    if DECODER not in shapes or EMBEDDING not in shapes:
-        return dict(shapes)
-    if not np.array_equal(read(DECODER), read(EMBEDDING)):
-        raise UserError(
-            f"{folder}: {DECODER} differs from {EMBEDDING}; only tied decoders can be merged"
-        )
-    return {name: shape for name, shape in shapes.items() if name != DECODER}
 
 
 def _vocabulary(path: Place) -> dict[str, str] | None:

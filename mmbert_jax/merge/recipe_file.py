@@ -27,6 +27,7 @@ from typing import Any
 import yaml
 
 from mmbert_jax.errors import UserError
+from mmbert_jax.hf.load import EXACT_IN_FLOAT32
 from mmbert_jax.merge.recipe import (
     METHODS,
     NORMALIZED,
@@ -43,7 +44,6 @@ from mmbert_jax.merge.recipe import (
 )
 from mmbert_jax.places import Place, resolved
 
-STORED_AS = ("float32", "bfloat16", "float16")
 _FIELDS = ("merge_method", "models", "base_model", "parameters", "dtype", "out_dtype")
 # Fields of mergekit's that ask for what is not done here.
 _NOT_HERE = {
@@ -105,9 +105,9 @@ def read_recipe_file(path: Place) -> RecipeFile:
             f"{path}: merge_method is {method!r}; it has to be one of {', '.join(METHODS)}"
         )
     for field in ("dtype", "out_dtype"):
-        if fields.get(field) not in (None, *STORED_AS):
+        if fields.get(field) not in (None, *EXACT_IN_FLOAT32):
             raise UserError(
-                f"{path}: {field} is {fields[field]!r}; it has to be one of {', '.join(STORED_AS)}"
+                f"{path}: {field} is {fields[field]!r}; it has to be one of {', '.join(EXACT_IN_FLOAT32)}"
             )
     base = fields.get("base_model")
     if base is not None and not isinstance(base, str):
