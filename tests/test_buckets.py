@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from data.tiny_corpus import write_corpus
 from lock_holder import start_holder
+from short_runs import losses
 from tiny import tiny_config
 
 from mmbert_jax import buckets, checkpoint, growing, run_lock
@@ -20,13 +20,11 @@ from mmbert_jax.checksums import damage
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import atomic_file, atomic_folder, check_folder, read_json, write_json
 from mmbert_jax.growing import JsonLines
-from mmbert_jax.metrics import read_metrics
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.places import files_under, place
 from mmbert_jax.run import LOCK, SUMS, complete_steps
 from mmbert_jax.run import checkpoint as checkpoint_folder
-from mmbert_jax.step import abstract_state, compile_train_step, init_state
-from mmbert_jax.train import train
+from mmbert_jax.step import abstract_state, init_state
 
 # gcsfs and s3fs leave sockets to the end of the process.
 pytestmark = pytest.mark.filterwarnings(
@@ -262,51 +260,10 @@ with checkpoint.open_manager(place({str(run)!r}), keep=3) as manager:
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus") / "text"
-    return write_corpus(folder, {"l0": 300, "l1": 60}, row_length=64, held_out={"l0": 1, "l1": 1})
-
-
-@pytest.fixture(scope="module")
-def go(corpus):
-    compiled = []
-
-    def compile_once(*arguments):
-        compiled.append(compile_train_step(*arguments) if not compiled else compiled[0])
-        return compiled[0]
-
-    def go(workdir, steps):
-        config = tiny_config(
-            data__corpus=str(corpus),
-            model__vocab_size=2048,
-            mesh__data=8,
-            train__batch_warmup_tokens=0,
-            train__tokens=steps * 16 * 64,
-            data__mixture_tokens=8 * 16 * 64,
-            checkpoint__every_steps=2,
-            checkpoint__keep=2,
-        )
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("mmbert_jax.train.compile_train_step", compile_once)
-            try:
-                train(config, place(workdir))
-            finally:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-        return config
-
-    return go
-
-
-@pytest.fixture(scope="module")
 def local_run(go, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "local"
     go(run, 8)
     return run
-
-
-def losses(run):
-    return [(r["step"], r["loss"], r["grad_norm"]) for r in read_metrics(run) if "loss" in r]
 
 
 def test_a_run_in_a_bucket_resumes_to_the_same_bits(go, local_run, bucket, capsys):

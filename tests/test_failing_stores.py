@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import signal
 import time
 import types
 
@@ -11,20 +10,16 @@ import gcsfs.retry
 import jax
 import numpy as np
 import pytest
-from data.tiny_corpus import write_corpus
 from object_stores import RESET
-from tiny import tiny_config
+from short_runs import losses
 
 from mmbert_jax import buckets, checkpoint, run_lock
 from mmbert_jax.checksums import damage
 from mmbert_jax.errors import UserError
 from mmbert_jax.goodput import read_timeline
-from mmbert_jax.metrics import read_metrics
 from mmbert_jax.places import place
 from mmbert_jax.run import LOCK, complete_steps
 from mmbert_jax.run import checkpoint as checkpoint_folder
-from mmbert_jax.step import compile_train_step
-from mmbert_jax.train import train
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
@@ -32,51 +27,10 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus") / "text"
-    return write_corpus(folder, {"l0": 300, "l1": 60}, row_length=64, held_out={"l0": 1, "l1": 1})
-
-
-@pytest.fixture(scope="module")
-def go(corpus):
-    compiled = []
-
-    def compile_once(*arguments):
-        compiled.append(compile_train_step(*arguments) if not compiled else compiled[0])
-        return compiled[0]
-
-    def go(workdir, steps):
-        config = tiny_config(
-            data__corpus=str(corpus),
-            model__vocab_size=2048,
-            mesh__data=8,
-            train__batch_warmup_tokens=0,
-            train__tokens=steps * 16 * 64,
-            data__mixture_tokens=8 * 16 * 64,
-            checkpoint__every_steps=2,
-            checkpoint__keep=2,
-        )
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("mmbert_jax.train.compile_train_step", compile_once)
-            try:
-                train(config, place(workdir))
-            finally:
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-        return config
-
-    return go
-
-
-@pytest.fixture(scope="module")
 def local_run(go, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "local"
     go(run, 4)
     return run
-
-
-def losses(run):
-    return [(r["step"], r["loss"], r["grad_norm"]) for r in read_metrics(run) if "loss" in r]
 
 
 @pytest.fixture
