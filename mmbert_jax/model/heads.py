@@ -26,6 +26,8 @@ MLM, ENCODER = "mlm", "encoder"
 SEQUENCES, TOKENS, SPANS = "sequence_classification", "token_classification", "question_answering"
 KINDS = (MLM, ENCODER, SEQUENCES, TOKENS, SPANS)
 POOLINGS = ("mean", "cls")
+# And those that models for vectors of texts have besides.
+TEXT_POOLINGS = (*POOLINGS, "weightedmean", "lasttoken")
 # By the names of `transformers`; "gelu" is the exact one.
 ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -178,15 +180,23 @@ def pool(
       hidden: [B, L, D].
       segment_ids: int32 [B, L]; texts are numbered from 1, 0 is padding.
       num_segments: S, static: as many as the fullest row has, or more.
-      pooling: one of `POOLINGS`.
+      pooling: one of `TEXT_POOLINGS`: the mean, the first vector, the mean in which the n-th of a text's vectors counts
+        n times, or the last vector.
 
     Returns:
       [B, S, D] in hidden's dtype, means taken in float32; a segment that a row does not have is all zeros.
     """
-    numbers = jnp.arange(1, num_segments + 1)
+    dtype, numbers = hidden.dtype, jnp.arange(1, num_segments + 1)
     members = segment_ids[:, None, :] == numbers[:, None]  # [B, S, L]
-    if pooling == "cls":
-        members &= jnp.cumsum(members, axis=-1) == 1  # the first alone
+    if pooling != "mean":
+        nth = jnp.cumsum(members, axis=-1) * members
+        if pooling == "cls":
+            members = nth == 1
+        elif pooling == "lasttoken":
+            members &= nth == nth.max(axis=-1, keepdims=True)
+        else:
+            # Numbers to 8192, which bfloat16 does not hold.
+            members, hidden = nth, hidden.astype(jnp.float32)
     count = jnp.maximum(members.sum(axis=-1, keepdims=True), 1)
     # A matrix product, not a scatter: the order of additions, and so every bit, is the same in every run.
     total = jnp.einsum(
@@ -196,7 +206,7 @@ def pool(
         precision="highest",
         preferred_element_type=jnp.float32,
     )
-    return (total / count).astype(hidden.dtype)
+    return (total / count).astype(dtype)
 
 
 def build(config: ModelConfig, head: HeadConfig = MASKED_LM, *, rngs: nnx.Rngs) -> Encoder:
