@@ -20,8 +20,8 @@ from mmbert_jax.hf.export import export_hf
 from mmbert_jax.hf.imported import import_meta
 from mmbert_jax.hf.load import load_model
 from mmbert_jax.inference.checkpoint_tokenizer import checkpoint_tokenizer
-from mmbert_jax.inference.fill_mask import fill_mask
 from mmbert_jax.inference.load import load
+from mmbert_jax.inference.masks import fill_mask
 from mmbert_jax.merge.models import open_model
 from mmbert_jax.metrics import read_metrics
 from mmbert_jax.step import phase_seed

@@ -38,10 +38,11 @@ from mmbert_jax.hf.config import to_hf
 from mmbert_jax.hf.export import MARKER
 from mmbert_jax.hf.names import to_theirs
 from mmbert_jax.hf.weights import save_weights
-from mmbert_jax.inference.load import use_compile_cache
+from mmbert_jax.inference.classes import Class
+from mmbert_jax.inference.compile_cache import use_compile_cache
 from mmbert_jax.inference.stream import Record
 from mmbert_jax.model.config import ModelConfig
-from mmbert_jax.model.heads import init_params
+from mmbert_jax.model.heads import SEQUENCES, HeadConfig, init_params
 from mmbert_jax.places import Place, files_under, place
 from mmbert_jax.run import TIMELINE, is_run
 from mmbert_jax.train import train
@@ -88,6 +89,9 @@ def make(folder: Path, lies_at: Place) -> None:
     }
     save_params(folder / "run", params, meta)
     (folder / "run" / "config.json").write_text(to_json(trained))
+    head = HeadConfig(SEQUENCES, ("no", "yes"))
+    config = trained.to_dict() | {"head": dataclasses.asdict(head)}
+    save_params(folder / "classes", init_params(CONFIG, 1, head), meta | {"config": config})
     step = {"step": 1, "tokens": 512, "loss": 6.0, "learning_rate": 1e-3, "grad_norm": 1.0}
     line = json.dumps(step | {"tokens_per_second": 1.0, "data_wait": 0.0})
     (folder / "run" / "metrics.jsonl").write_text(line + "\n")
@@ -113,6 +117,7 @@ def module(name):
 
 
 ENCODE, FILL_MASK = "mmbert_jax.inference.encode", "mmbert_jax.inference.fill_mask"
+PREDICT = "mmbert_jax.inference.predict"
 HELD_OUT = "mmbert_jax.evaluate.heldout"
 FOLDERS = "--method linear --models {made}/hf {made}/hf"
 CHECKPOINTS = "--method linear --models {made}/run {made}/run"
@@ -125,6 +130,10 @@ COMMANDS = {
     "fill_mask": (
         FILL_MASK,
         "--checkpoint {made}/hf --input {made}/masked.jsonl --output {out}.jsonl",
+    ),
+    "predict": (
+        PREDICT,
+        "--checkpoint {made}/classes --tokenizer {made}/hf --input {made}/text.jsonl --output {out}.jsonl",
     ),
     "heldout": (HELD_OUT, "--checkpoint {made}/run --output {out}.json"),
     "make_cldr_text": ("make_cldr_text", "--documents 1 --output {out}.jsonl"),
@@ -159,7 +168,7 @@ COMMANDS = {
     "train": (None, ""),
 }
 # What they have appended is kept, and gone on with.
-GROWING = {"encode", "encode to npy", "fill_mask", "curriculum", "merge_sweep", "train"}
+GROWING = {"encode", "encode to npy", "fill_mask", "predict", "curriculum", "merge_sweep", "train"}
 # Those that take long when they succeed, or whose parts are replaced here.
 NOT_AGAIN = {"curriculum", "export_hf", "trim_vocabulary of a run", "train"}
 
@@ -329,6 +338,7 @@ def printed(folder: Place, made: Place, capsys) -> dict[str, bytes]:
 
 READ_FROM = {
     "hf": ("encode", "fill_mask", "import_hf", "merge of folders", "trim_vocabulary"),
+    "classes": ("predict",),
     "run": ("heldout", "export_hf", "merge of checkpoints", "shrink", "trim_vocabulary of a run"),
 }
 
@@ -391,7 +401,7 @@ def test_results_that_are_not_finite_are_null(name, not_finite, made, tmp_path, 
 
 
 def test_lines_of_records_are_json(tmp_path):
-    encode, fill_mask = importlib.import_module(ENCODE), importlib.import_module(FILL_MASK)
+    encode, fill_mask, predict = map(importlib.import_module, (ENCODE, FILL_MASK, PREDICT))
     record = Record("line 1", math.nan, "text")
     mask = [fill_mask.Prediction(5, "a", math.nan)]
     vector = np.ones(2, np.float32)
@@ -403,10 +413,12 @@ def test_lines_of_records_are_json(tmp_path):
     lines = [
         *fill_mask.jsonl_bytes(record, [5], [mask]),
         *encode.jsonl_bytes(record, [5], vector),
-        encode.npy_bytes(record, [5], vector, np.dtype(np.float32))[1],
+        encode.npy_bytes(record, [5], vector)[1],
+        predict.jsonl_bytes(record, [Class("a", math.nan)]),
         *(tmp_path / TIMELINE).read_bytes().splitlines(),
     ]
     found = [json.loads(line, parse_constant=pytest.fail) for line in lines]
     assert found[0]["masks"][0][0]["probability"] is None
     assert found[1]["id"] is found[2] is None
+    assert found[3]["classes"][0]["score"] is None
     assert found[-1]["seconds"]["step"] is None

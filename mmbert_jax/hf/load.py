@@ -14,6 +14,7 @@ from mmbert_jax.hf.weights import load_weights
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import ENCODER, MLM
 from mmbert_jax.places import Place, place
+from mmbert_jax.run import is_run
 
 # The stored dtypes that float32 holds exactly.
 EXACT_IN_FLOAT32 = ("float32", "bfloat16", "float16")
@@ -30,6 +31,11 @@ class HfModel:
 
     params: dict
     config: HfConfig
+
+
+def is_model_folder(path: Place) -> bool:
+    """Whether a path is that of a Hugging Face folder; a run folder has a config.json too, but that of the run."""
+    return (path / "config.json").is_file() and not is_run(path)
 
 
 def load_hf(folder: str | Place) -> tuple[dict, ModelConfig, int]:

@@ -1,121 +1,38 @@
-"""Vectors of texts, from a list or a stream of JSONL.
+"""Vectors of the texts of a file or a stream of JSONL.
 
-    python -m mmbert_jax.inference.encode --checkpoint RUN --input texts.jsonl --output vectors.npy
-
-Letters: N texts, B rows of a batch, L row length, S texts in a row, D hidden size.
+python -m mmbert_jax.inference.encode --checkpoint RUN --input texts.jsonl --output vectors.npy
 """
 
 import argparse
 import functools
 import io
-from collections.abc import Iterator, Sequence
 from contextlib import closing
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.files import to_json
 from mmbert_jax.inference import stream
-from mmbert_jax.inference.load import Model, load, tokenise, use_compile_cache
-from mmbert_jax.inference.rows import Batch, batch_arrays, plan
-from mmbert_jax.model import heads
-from mmbert_jax.places import place
+from mmbert_jax.inference.compile_cache import use_compile_cache
+from mmbert_jax.inference.load import load
+from mmbert_jax.inference.quantise import OUTPUTS, quantise
+from mmbert_jax.inference.tokenise import tokenise
+from mmbert_jax.inference.vectors import (
+    POOLINGS,
+    by_text,
+    check_output,
+    default_pooling,
+    find_prompt,
+    run,
+    vector_size,
+)
+from mmbert_jax.places import Place, place
 
-POOLINGS = (*heads.POOLINGS, "tokens")
 NPY, IDS = ".npy", ".ids.jsonl"
-
-
-def encode(
-    model: Model,
-    texts: Sequence[str],
-    pooling: str = "mean",
-    *,
-    normalise: bool = False,
-    batch_tokens: int | None = None,
-) -> np.ndarray | list[np.ndarray]:
-    """Vectors of texts, in their order. Texts longer than `model.max_length` are cut there.
-
-    Texts are packed into rows; what stands in one text does not influence another.
-
-    Args:
-      pooling: "mean" over all tokens of a text, <bos> and <eos> included, or "cls", the vector of <bos>; "tokens" gives
-        a vector for every token.
-      normalise: divide every vector by its length.
-      batch_tokens: how many tokens go through the model at once; None: `rows.default_batch_tokens()`.
-
-    Returns:
-      float32 [N, D]; for "tokens" a list of float32 [tokens of the text, D].
-    """
-    sequences, _ = tokenise(model, texts)
-    results = run(model, sequences, pooling, normalise=normalise, batch_tokens=batch_tokens)
-    vectors: list = [None] * len(texts)
-    for batch, out in stream.ahead(results):
-        for text, vector in by_text(batch, out, sequences, pooling):
-            vectors[text] = vector
-    if pooling == "tokens":
-        return vectors
-    return np.stack(vectors) if vectors else np.zeros((0, model.config.hidden_size), np.float32)
-
-
-def run(
-    model: Model,
-    sequences: Sequence[Sequence[int]],
-    pooling: str,
-    *,
-    normalise: bool = False,
-    batch_tokens: int | None = None,
-) -> Iterator[tuple[Batch, jax.Array]]:
-    """Starts one batch after the other on the device; `by_text` takes apart what comes out.
-
-    Args:
-      sequences: token ids of each text, with special ones.
-
-    Yields:
-      A batch and its vectors, float32 [B, S, D], S at least the number of texts in any of its rows; for "tokens"
-      [B, L, D].
-    """
-    if pooling not in POOLINGS:
-        raise UserError(f"pooling is {pooling!r}; it has to be one of {', '.join(POOLINGS)}")
-    for batch in plan([len(ids) for ids in sequences], model.config, batch_tokens):
-        arrays = batch_arrays(batch, sequences, model.tokenizer.special.pad)
-        hidden = heads.encode(model.params, model.config, **arrays, dtype=jnp.dtype(model.dtype))
-        # A power of two, so that few numbers of texts need a program of their own.
-        slots = 1 << (max(map(len, batch.rows)) - 1).bit_length()
-        yield batch, _pool(hidden, arrays["segment_ids"], pooling, slots, normalise)
-
-
-def by_text(
-    batch: Batch, out: jax.Array, sequences: Sequence[Sequence[int]], pooling: str
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Each text of a batch of `run` and its vector [D], or its vectors [tokens, D]."""
-    for row, vectors in zip(batch.rows, np.asarray(out), strict=True):
-        if pooling == "tokens":
-            ends = np.cumsum([len(sequences[text]) for text in row], dtype=np.int64)
-            parts = np.split(vectors, ends)
-        else:
-            parts = vectors
-        for text, part in zip(
-            row, parts, strict=False
-        ):  # behind the texts stands what fills up the row
-            yield text, part.copy()  # a view would keep the whole batch in memory
-
-
-@functools.partial(jax.jit, static_argnames=("pooling", "slots", "normalise"))
-def _pool(hidden, segment_ids, pooling: str, slots: int, normalise: bool) -> jax.Array:
-    """Hidden states [B, L, D] -> float32 [B, S, D], or [B, L, D] for tokens; what has no text gives zeros."""
-    vectors = hidden.astype(jnp.float32)
-    if pooling != "tokens":
-        vectors = heads.pool(vectors, segment_ids, slots, pooling)
-    if normalise:
-        vectors /= jnp.maximum(jnp.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
-    return vectors
 
 
 def jsonl_bytes(record: stream.Record, ids: list[int], vector: np.ndarray) -> list[bytes]:
     """`{"id": ..., "embedding": [...]}`; of several vectors `{"id": ..., "token_ids": [...], "embeddings": [...]}`."""
-    _check_finite(record, vector)
     name = to_json(record.id)
     if vector.ndim == 1:
         return [f'{{"id": {name}, "embedding": {_numbers(vector)}}}\n'.encode()]
@@ -123,14 +40,9 @@ def jsonl_bytes(record: stream.Record, ids: list[int], vector: np.ndarray) -> li
     return [f'{{"id": {name}, "token_ids": {ids}, "embeddings": [{vectors}]}}\n'.encode()]
 
 
-def npy_bytes(
-    record: stream.Record, ids: list[int], vector: np.ndarray, dtype: np.dtype
-) -> list[bytes]:
+def npy_bytes(record: stream.Record, ids: list[int], vector: np.ndarray) -> list[bytes]:
     """A row of the array, and a line of the file with ids."""
     del ids
-    with np.errstate(over="ignore"):  # is reported here
-        vector = vector.astype(dtype)
-    _check_finite(record, vector)
     return [vector.tobytes(), (to_json(record.id) + "\n").encode()]
 
 
@@ -151,12 +63,43 @@ def _numbers(vector: np.ndarray) -> str:
     return "[" + ", ".join(["%.9g"] * len(vector)) % tuple(vector.tolist()) + "]"
 
 
-def _check_finite(record: stream.Record, vector: np.ndarray) -> None:
+def _stored(
+    record: stream.Record, vector: np.ndarray, output: str, ranges: np.ndarray | None
+) -> np.ndarray:
+    """A text's vectors in the type that is written."""
     if not np.isfinite(vector).all():
         raise UserError(
-            f"{record.place}: the vector is not finite in {vector.dtype}; take float32 for --dtype and --output_dtype,"
-            " and if that does not help, the checkpoint holds no working model"
+            f"{record.place}: the vector is not finite; take float32 for --dtype, and if that does not help, the"
+            " checkpoint holds no working model"
         )
+    try:
+        return quantise(vector, output, ranges)
+    except UserError as error:
+        raise UserError(f"{record.place}: {error}") from None
+
+
+def _read_ranges(path: Place | None, output: str, size: int) -> np.ndarray | None:
+    """What `quantise` needs for int8 and uint8, [2, size]: from an .npy file, since no text knows the others."""
+    if output not in ("int8", "uint8"):
+        if path:
+            raise UserError(f"--ranges is for --output_dtype int8 or uint8, not {output}")
+        return None
+    if not path:
+        raise UserError(
+            f"--output_dtype {output} needs --ranges FILE.npy, the least and the largest of each dimension: encode some"
+            " thousand texts as float32, then"
+            " python -c \"import numpy as np; x = np.load('vectors.npy'); np.save('ranges.npy', [x.min(0), x.max(0)])\""
+        )
+    try:
+        ranges = np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise UserError(f"--ranges {path}: not an .npy file ({error})") from None
+    if ranges.shape != (2, size) or not np.isfinite(ranges).all() or (ranges[0] > ranges[1]).any():
+        raise UserError(
+            f"--ranges {path}: it has to hold [2, {size}], the least and the largest value of each dimension; it has"
+            f" {list(ranges.shape)}"
+        )
+    return ranges
 
 
 def main() -> None:
@@ -184,15 +127,28 @@ def main() -> None:
     parser.add_argument(
         "--pooling",
         choices=POOLINGS,
-        default="mean",
-        help="mean of all tokens (default), the first token (cls), or every token's vector (tokens; JSONL only)",
+        help="mean of all tokens, the first token (cls), weightedmean, lasttoken, or every token's vector (tokens;"
+        " JSONL only); by default what the model's Sentence Transformers modules say, or the mean",
     )
     parser.add_argument("--normalise", action="store_true", help="make vectors of length 1")
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="put in front of every text, as 'query: '; by default the model's own default prompt, if it has one",
+    )
+    prompts.add_argument("--prompt_name", metavar="NAME", help="take one of the model's prompts")
+    parser.add_argument(
+        "--truncate_dim", type=int, metavar="N", help="keep a vector's first N dimensions"
+    )
     parser.add_argument(
         "--output_dtype",
-        choices=("float32", "float16"),
+        choices=OUTPUTS,
         default="float32",
-        help="of NAME.npy (default float32)",
+        help="of the vectors (default float32); int8 and binary as Sentence Transformers has them",
+    )
+    parser.add_argument(
+        "--ranges", type=place, metavar="NPY", help="for int8 and uint8: [2, D], least and largest"
     )
     stream.add_arguments(parser)
     args = parser.parse_args()
@@ -201,42 +157,52 @@ def main() -> None:
         raise UserError(
             "--pooling tokens: texts have different numbers of tokens, which one array cannot hold; write JSONL"
         )
-    if args.output_dtype != "float32" and not npy:
-        raise UserError(f"--output_dtype {args.output_dtype} is for --output NAME.npy")
     stream.check_arguments(args)
 
     use_compile_cache(args.compile_cache)
     model = load(
         args.checkpoint, tokenizer=args.tokenizer, max_length=args.max_length, dtype=args.dtype
     )
-    dtype = np.dtype(args.output_dtype)
+    pooling = args.pooling or default_pooling(model)
+    check_output(pooling, args.output_dtype)
+    prompt = find_prompt(model, args.prompt, args.prompt_name)
+    size = vector_size(model, pooling, args.truncate_dim)
+    ranges = _read_ranges(args.ranges, args.output_dtype, size)
+    stored = functools.partial(_stored, output=args.output_dtype, ranges=ranges)
+    like = quantise(np.zeros((1, size), np.float32), args.output_dtype, ranges)
     paths = [args.output, args.output.with_suffix(IDS)] if npy else [args.output]
     settings = {
-        "pooling": args.pooling,
+        "pooling": pooling,
         "normalise": args.normalise,
         "output_dtype": args.output_dtype,
+        "prompt": prompt,
+        "truncate_dim": args.truncate_dim,
+        "ranges": ranges.tolist() if ranges is not None else None,
     }
-    size = model.config.hidden_size
+    header = functools.partial(npy_header, size=like.shape[1], dtype=like.dtype)
+    write = npy_bytes if npy else jsonl_bytes
     with closing(stream.open_output(args, model, paths, settings)) as output:
         if output.complete:
             return
         if npy and not output.state["records"]:
-            output.append([npy_header(0, size, dtype), b""])
+            output.append([header(0), b""])
         stream.process(
             args,
             output,
-            tokenise=lambda records: tokenise(model, [record.text for record in records]),
+            tokenise=lambda records: tokenise(model, [prompt + r.text for r in records]),
             start=functools.partial(
                 run,
                 model,
-                pooling=args.pooling,
+                pooling=pooling,
+                truncate_dim=args.truncate_dim,
                 normalise=args.normalise,
                 batch_tokens=args.batch_tokens,
             ),
-            by_text=functools.partial(by_text, pooling=args.pooling),
-            to_bytes=functools.partial(npy_bytes, dtype=dtype) if npy else jsonl_bytes,
+            by_text=functools.partial(by_text, pooling=pooling),
+            to_bytes=lambda record, ids, vector: write(record, ids, stored(record, vector)),
+            devices=model.mesh.size,
         )
-        output.finish(npy_header(output.state["records"], size, dtype) if npy else b"")
+        output.finish(header(output.state["records"]) if npy else b"")
         stream.report(output, model)
 
 

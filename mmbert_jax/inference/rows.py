@@ -6,6 +6,7 @@ Letters: B rows of a batch, L row length.
 import dataclasses
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -13,6 +14,9 @@ import numpy as np
 from mmbert_jax.data.corpus import rows_to_arrays
 from mmbert_jax.data.packing import best_fit
 from mmbert_jax.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from mmbert_jax.inference.model import Model
 
 # Longer texts than the last get twice it, four times it, and so on.
 ROW_LENGTHS = (128, 512, 1024, 2048, 4096, 8192)
@@ -41,32 +45,44 @@ def default_batch_tokens() -> int:
 
 
 def plan(
-    lengths: Sequence[int], config: ModelConfig, batch_tokens: int | None = None
+    lengths: Sequence[int],
+    config: ModelConfig,
+    batch_tokens: int | None = None,
+    devices: int = 1,
 ) -> list[Batch]:
     """Distributes texts over batches; every text stands in exactly one row.
 
-    A row length has two batch shapes at most, `batch_tokens // row_length` rows and one, so that texts of all lengths
-    up to 8192 need no more than 12 compiled programs.
+    A row length has two batch shapes at most, `batch_tokens // row_length` rows a device and one, so that texts of all
+    lengths up to 8192 need no more than 12 compiled programs.
 
     Args:
       lengths: tokens of each text, with special ones.
       config: says how much dearer a token is in a longer row.
-      batch_tokens: tokens of a batch; a batch has at least one row, however long. None: `default_batch_tokens()`.
+      batch_tokens: tokens of a batch on each device, which has at least one row, however long. None:
+        `default_batch_tokens()`.
+      devices: over which a batch is spread; its number of rows is a multiple of it.
     """
     batch_tokens = batch_tokens or default_batch_tokens()
     lengths = np.asarray(lengths, np.int64)
     batches = []
     for row_length, rows in sorted(_rows_by_length(lengths, config).items()):
-        full = max(batch_tokens // row_length, 1)
+        full = max(batch_tokens // row_length, 1) * devices
         for start in range(0, len(rows), full):
             part = rows[start : start + full]
-            if (
-                len(part) <= full // 4
-            ):  # a few rows one by one cost less than a batch that is mostly empty
-                batches += [Batch(row_length, [row]) for row in part]
-            else:
-                batches.append(Batch(row_length, part + [[]] * (full - len(part))))
+            # A few rows one by one cost less than a batch that is mostly empty.
+            at_once = devices if len(part) <= full // 4 else full
+            for first in range(0, len(part), at_once):
+                of_batch = part[first : first + at_once]
+                batches.append(Batch(row_length, of_batch + [[]] * (at_once - len(of_batch))))
     return batches
+
+
+def plan_for(
+    model: "Model", sequences: Sequence[Sequence[int]], batch_tokens: int | None = None
+) -> list[Batch]:
+    """`plan` of texts as token ids, for a model's devices."""
+    lengths = [len(ids) for ids in sequences]
+    return plan(lengths, model.config, batch_tokens, model.mesh.size)
 
 
 def batch_arrays(

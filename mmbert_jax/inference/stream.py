@@ -9,8 +9,7 @@ import argparse
 import dataclasses
 import hashlib
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -27,9 +26,11 @@ from mmbert_jax.data.sources import (
     string_field,
 )
 from mmbert_jax.errors import UserError
-from mmbert_jax.inference.load import Model
+from mmbert_jax.inference.in_flight import ahead
+from mmbert_jax.inference.model import Model
 from mmbert_jax.inference.output import Output, StandardOutput
 from mmbert_jax.inference.rows import Batch, default_batch_tokens
+from mmbert_jax.inference.tokenise import Text
 from mmbert_jax.places import Place, place
 
 STANDARD = Path("-")  # standard input or output
@@ -45,7 +46,7 @@ class Record:
 
     place: str
     id: Any
-    text: str
+    text: Text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +69,17 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """Which fields of a record are read; without a field for ids, "id" is taken where there is one."""
+    """Which fields of a record are read.
+
+    Attributes:
+      text: its text, or the first one of a pair.
+      id: None takes "id" where there is one.
+      pair: the second text of a pair, if any.
+    """
 
     text: str
     id: str | None
+    pair: str | None = None
 
 
 Tokenise = Callable[[Sequence[Record]], tuple[list[list[int]], list[bool]]]
@@ -94,6 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--id_field",
         help="field of a record with its id; by default id, or the record's number, from 0, where there is none",
     )
+    parser.set_defaults(pair_field=None)  # for the programs that take no pairs
     parser.add_argument(
         "--max_length",
         type=int,
@@ -142,6 +151,7 @@ def open_output(
         "batch_tokens": args.batch_tokens or default_batch_tokens(),
         "text_field": args.text_field,
         "id_field": args.id_field,
+        "pair_field": args.pair_field,
     }
     return Output(paths, common | settings)
 
@@ -154,21 +164,24 @@ def process(
     start: Callable[[list[list[int]]], Iterator[tuple[Batch, Any]]],
     by_text: Callable[[Batch, Any, list[list[int]]], Iterator[tuple[int, Any]]],
     to_bytes: Callable[[Record, list[int], Any], Sequence[bytes]],
+    devices: int = 1,
 ) -> None:
     """Computes, writes and commits all records that the output does not have yet.
 
     Args:
-      args: `input`, JSONL, plain, .gz or .zst, or `-` for standard input; `text_field`, `id_field`, `batch_tokens`.
+      args: `input`, JSONL, plain, .gz or .zst, or `-` for standard input; `text_field`, `id_field`, `pair_field`,
+        `batch_tokens`.
       tokenise: records -> token ids, and whether each was cut.
       start: token ids of a window -> batches and what comes out of the model, on the device.
       by_text: takes that apart into (number in the window, result).
       to_bytes: record, its token ids, its result -> what to append to each of the output's files.
+      devices: over which a batch is spread.
 
     Raises:
       UserError: a line that is no record, or an input that does not begin as the one did that is resumed.
     """
-    source, fields = args.input, Fields(args.text_field, args.id_field)
-    window_tokens = WINDOW_BATCHES * (args.batch_tokens or default_batch_tokens())
+    source, fields = args.input, Fields(args.text_field, args.id_field, args.pair_field)
+    window_tokens = WINDOW_BATCHES * devices * (args.batch_tokens or default_batch_tokens())
     with _lines(source) as (lines, position):
         digest = hashlib.sha256()
         done = output.state["records"]
@@ -206,16 +219,6 @@ def report(output: Output | StandardOutput, model: Model) -> None:
     print(
         f"{records:,} records, {cut:,} of them cut at {model.max_length:,} tokens", file=sys.stderr
     )
-
-
-def ahead(items: Iterable, depth: int = 2) -> Iterator:
-    """The same items; up to `depth` more are asked for before one is given out, so that a device has work waiting."""
-    waiting: deque = deque()
-    for item in items:
-        waiting.append(item)
-        if len(waiting) > depth:
-            yield waiting.popleft()
-    yield from waiting
 
 
 def _prefetch(items: Iterator) -> Iterator:
@@ -317,4 +320,6 @@ def _parse(line: bytes, place: str, fields: Fields, number: int) -> Record:
     text, _ = string_field(value, fields.text, "--text_field", place)
     if fields.id is not None and fields.id not in value:
         raise UserError(f"{place}: field {fields.id!r} is missing, which --id_field names")
+    if fields.pair is not None:
+        text = (text, string_field(value, fields.pair, "--pair_field", place)[0])
     return Record(place, value.get(fields.id or "id", number), text)

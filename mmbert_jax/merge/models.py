@@ -13,11 +13,11 @@ from mmbert_jax.data.special_tokens import pieces_of
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import read_json
 from mmbert_jax.hf.config import read_config
-from mmbert_jax.hf.load import DECODER, EXACT_IN_FLOAT32, has_tied_copy
+from mmbert_jax.hf.load import DECODER, EXACT_IN_FLOAT32, has_tied_copy, is_model_folder
 from mmbert_jax.hf.weights import open_weights
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.places import Place, place
-from mmbert_jax.run import is_run, locate
+from mmbert_jax.run import locate
 
 CHECKPOINT, HUGGING_FACE = "checkpoint", "Hugging Face folder"
 
@@ -55,7 +55,7 @@ def open_model(path: str | Place) -> StoredModel:
       UserError: there is none of these; a Hugging Face folder holds another architecture, or pickled weights.
     """
     path = place(path)
-    if (path / "config.json").is_file() and not is_run(path):
+    if is_model_folder(path):
         return _open_hugging_face(path)
     folder = locate(path)
     shapes, read, meta = open_params(folder)

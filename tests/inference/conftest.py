@@ -56,7 +56,7 @@ def hf_folder(params, meta, tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def model(hf_folder):
-    return load(hf_folder)
+    return load(hf_folder, devices=jax.devices()[:1])
 
 
 @pytest.fixture(scope="session")

@@ -1,20 +1,24 @@
 """Vectors of packed texts: those that `transformers` computes for each text alone."""
 
 import dataclasses
+import json
 import pwd
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 from tiny_model import CONFIG, ROW_LENGTH, TEXTS
 
-from mmbert_jax.checkpoint import save_params
 from mmbert_jax.errors import UserError
-from mmbert_jax.inference.encode import POOLINGS, encode, run
-from mmbert_jax.inference.load import load, tokenise, use_compile_cache
+from mmbert_jax.inference.compile_cache import use_compile_cache
+from mmbert_jax.inference.load import load
+from mmbert_jax.inference.quantise import quantise
+from mmbert_jax.inference.tokenise import tokenise
+from mmbert_jax.inference.vectors import POOLINGS, encode, run
 from mmbert_jax.model import heads
-from mmbert_jax.model.heads import SEQUENCES, HeadConfig, init_params
 
 
 @pytest.fixture(scope="module")
@@ -117,15 +121,6 @@ def test_refuses_what_it_cannot_do(model, hf_folder, tmp_path):
     assert load(tmp_path / "lost", tokenizer=hf_folder).fingerprint == model.fingerprint
 
 
-def test_refuses_another_head_by_name(meta, tmp_path):
-    head = HeadConfig(SEQUENCES, labels=("no", "yes"))
-    params = init_params(CONFIG, 0, head)
-    config = meta["config"] | {"head": dataclasses.asdict(head)}
-    save_params(tmp_path / "classifier", params, meta | {"config": config})
-    with pytest.raises(UserError, match="classifier holds a model with the head 'sequence_class"):
-        load(tmp_path / "classifier")
-
-
 def test_a_user_without_a_home_does_without_a_cache(tmp_path, monkeypatch):
     """A container's user number often has neither HOME nor an entry in passwd; a folder that is given needs none."""
     kept = []
@@ -142,3 +137,29 @@ def test_a_user_without_a_home_does_without_a_cache(tmp_path, monkeypatch):
     assert use_compile_cache(tmp_path) == tmp_path
     monkeypatch.setenv("HOME", str(tmp_path))
     assert use_compile_cache() == tmp_path / ".cache" / "mmbert_jax" / "compiled"
+
+
+def test_types_and_sizes_from_the_command_line(hf_folder, model, environment, tmp_path):
+    """What the file holds is what `encode` gives, with a prompt, of fewer dimensions, in bytes and in bits."""
+    texts = [text for text in TEXTS if text]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    plain = encode(model, texts, prompt="the ", truncate_dim=32)
+    np.save(tmp_path / "ranges.npy", np.stack([plain.min(axis=0), plain.max(axis=0)]))
+    command = [sys.executable, "-m", "mmbert_jax.inference.encode", "--checkpoint", str(hf_folder)]
+    command += ["--input", str(tmp_path / "in.jsonl"), "--prompt", "the ", "--truncate_dim", "32"]
+
+    def ends(output, *more):
+        into = ["--output_dtype", output, "--output", str(tmp_path / f"{output}.npy")]
+        return subprocess.run(
+            [*command, *into, *more], env=environment, capture_output=True, text=True, check=False
+        )
+
+    for output, more in (("int8", ["--ranges", str(tmp_path / "ranges.npy")]), ("ubinary", [])):
+        result = ends(output, *more)
+        assert result.returncode == 0, result.stderr
+        found = np.load(tmp_path / f"{output}.npy")
+        expected = quantise(plain, output)
+        assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+        # Packed otherwise, a value may fall into the next step.
+        assert (found != expected).mean() < 0.01
+    assert "--output_dtype uint8 needs --ranges" in ends("uint8").stderr

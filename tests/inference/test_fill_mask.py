@@ -13,7 +13,7 @@ from mmbert_jax.checkpoint import save_params
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.errors import UserError
 from mmbert_jax.inference import rows
-from mmbert_jax.inference.fill_mask import fill_mask
+from mmbert_jax.inference.masks import fill_mask
 
 TEXTS = [
     "the cat <mask> and the dog",

@@ -19,9 +19,9 @@ import pytest
 
 from mmbert_jax.errors import UserError
 from mmbert_jax.inference import stream
-from mmbert_jax.inference.encode import encode
 from mmbert_jax.inference.output import Output
 from mmbert_jax.inference.rows import Batch
+from mmbert_jax.inference.vectors import encode
 from mmbert_jax.places import place
 
 RNG = np.random.default_rng(0)
@@ -43,7 +43,7 @@ def write_records(path, count, opener=open):
 
 
 def arguments(path, **overrides):
-    fields = {"text_field": "text", "id_field": None, "batch_tokens": 200}
+    fields = {"text_field": "text", "id_field": None, "pair_field": None, "batch_tokens": 200}
     return argparse.Namespace(input=path, **fields | overrides)
 
 

@@ -37,7 +37,8 @@ from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.files import atomic_file, write_json, write_text
 from mmbert_jax.hf.config import to_hf
 from mmbert_jax.hf.names import to_theirs
-from mmbert_jax.inference.load import load, use_compile_cache
+from mmbert_jax.inference.compile_cache import use_compile_cache
+from mmbert_jax.inference.load import load
 from mmbert_jax.inference.rows import batch_arrays, default_batch_tokens, plan
 from mmbert_jax.model import heads
 from mmbert_jax.model.config import ModelConfig
