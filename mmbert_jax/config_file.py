@@ -73,7 +73,8 @@ def _from_file(name: str) -> ConfigDict:
     """What `get_config` of FILE.py[:ARGUMENT] returns; the file is loaded by its path, wherever it lies."""
     path, argument = name, ""
     if not place(name).is_file():  # folders, too, may have a colon
-        path, argument = re.fullmatch(r"(.*?)(?::([^:/]*))?", name).groups("")
+        named = re.fullmatch(r"(.*?\.py):(.*)", name)
+        path, argument = named.groups() if named else (name, "")
     file = place(path)
     if not file.is_file():
         raise UserError(f"--config {name}: there is no file {path}")

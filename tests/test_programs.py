@@ -13,15 +13,14 @@ import math
 import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from data.tiny_corpus import write_corpus
 from flax.traverse_util import flatten_dict
+from programs import call, module
 from small_tokenizer import write_small_tokenizer
 from tiny import tiny_config
 
@@ -31,7 +30,6 @@ from mmbert_jax.checksums import sha256
 from mmbert_jax.config import to_json
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.data.tokenizer_identity import describe_tokenizer
-from mmbert_jax.errors import run_main
 from mmbert_jax.files import read_json, write_json
 from mmbert_jax.goodput import Timeline
 from mmbert_jax.hf.config import to_hf
@@ -47,7 +45,6 @@ from mmbert_jax.places import Place, files_under, place
 from mmbert_jax.run import TIMELINE, is_run
 from mmbert_jax.train import train
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ModelConfig(
     vocab_size=332, hidden_size=64, num_layers=2, num_heads=2, intermediate_size=48
 )
@@ -104,16 +101,6 @@ def make(folder: Path, lies_at: Place) -> None:
     (folder / "tiny.py").write_text(
         "from tests.tiny import tiny_config\n\n\ndef get_config():\n    return tiny_config()\n"
     )
-
-
-def module(name):
-    """A module of the package, or a program by its path."""
-    if name.startswith("mmbert_jax."):
-        return importlib.import_module(name)
-    spec = importlib.util.spec_from_file_location(name.rpartition("/")[2], ROOT / f"{name}.py")
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
 
 
 ENCODE, FILL_MASK = "mmbert_jax.inference.encode", "mmbert_jax.inference.fill_mask"
@@ -202,16 +189,8 @@ def run(name, made, out, monkeypatch, evaluation=True) -> int:
         program = module(program_name if "." in program_name else f"tools/{program_name}")
         replace_what_takes_long(name, program, monkeypatch, evaluation)
         main = program.main
-    monkeypatch.setattr(sys, "argv", [name, *arguments.format(made=made, out=out).split()])
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", os.environ["JAX_COMPILATION_CACHE_DIR"])
-    on_term = signal.getsignal(signal.SIGTERM)
-    try:
-        run_main(main)
-    except SystemExit as ended:
-        return ended.code or 0
-    finally:
-        signal.signal(signal.SIGTERM, on_term)
-    return 0
+    return call(main, [name, *arguments.format(made=made, out=out).split()], monkeypatch)
 
 
 @pytest.fixture(scope="module", params=["full", "read-only"])
