@@ -38,7 +38,7 @@ _EVAL_SEED = 0
 
 
 def phase_seed(config: ConfigDict) -> int:
-    """Seed of a phase's order, masks and dropout: the config's seed and the phase's name."""
+    """Seed of a phase's order, masks and dropout, below 2^32: the config's seed and the phase's name."""
     return zlib.crc32(f"{config.seed} {config.phase}".encode())
 
 
@@ -99,6 +99,7 @@ def make_train_step(
       count: int32, how many of the A microbatches hold rows. Growing batches therefore do not recompile.
       first_row: uint32 [2], number of the batch's first row in the order of the data (`row_keys.in_words`).
       learning_rate: float32.
+      seed: uint32, `phase_seed`. An argument, so that phases that differ in nothing else are compiled once.
     and returns the new state and the step's metrics: loss (mean over all targets of the batch), masked_accuracy,
     grad_norm (of the mean loss), targets, skipped.
 
@@ -108,10 +109,8 @@ def make_train_step(
     dtype = jnp.dtype(config.dtype)
     vocabulary = vocabulary or model_config.vocab_size
     update = optimizer(config).update
-    seed = phase_seed(config)
 
-    def loss_sum(params, decoder, rows: Batch, numbers):
-        key = jax.random.key(seed)
+    def loss_sum(params, decoder, rows: Batch, numbers, key):
         inputs, positions, labels, weights = mask_tokens(
             jax.random.fold_in(key, _MASKING),
             numbers,
@@ -130,7 +129,7 @@ def make_train_step(
         loss = (losses * weights).sum()
         return loss, {"loss": loss, "correct": (correct * weights).sum(), "targets": weights.sum()}
 
-    def accumulate(params, batch: Batch, count, first_row):
+    def accumulate(params, batch: Batch, count, first_row, key):
         """Gradients and sums over `count` microbatches, not yet divided by the number of targets."""
         microbatches, size = batch["tokens"].shape[:2]
         # The embedding twice, as look-up and as decoder. XLA sums a gradient over the devices once, after the loop, if
@@ -147,7 +146,7 @@ def make_train_step(
 
         if microbatches == 1:
             rows = {name: x[0] for name, x in batch.items()}
-            gradients, sums = gradient(params, table, rows, count_rows(first_row, size))
+            gradients, sums = gradient(params, table, rows, count_rows(first_row, size), key)
             return tied(gradients), sums
 
         def body(i, carry):
@@ -156,6 +155,7 @@ def make_train_step(
                 table,
                 {name: x[i] for name, x in batch.items()},
                 count_rows(first_row, size, i * size),
+                key,
             )
             return jax.tree.map(jnp.add, carry, part)
 
@@ -166,9 +166,10 @@ def make_train_step(
         gradients, sums = jax.lax.fori_loop(0, count, body, nothing)
         return tied(gradients), sums
 
-    def train_step(state: State, batch: Batch, count, first_row, learning_rate):
+    def train_step(state: State, batch: Batch, count, first_row, learning_rate, seed):
+        key = jax.random.key(seed)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # attention asks for it
-            gradients, sums = accumulate(state["params"], batch, count, first_row)
+            gradients, sums = accumulate(state["params"], batch, count, first_row, key)
         # By the targets of the whole batch, so that a row counts the same in any microbatch and on any device.
         targets = jnp.maximum(sums["targets"], 1.0)
         gradients = jax.tree.map(lambda g: g / targets, gradients)
@@ -195,7 +196,7 @@ def make_train_step(
     state, whole = state_shardings(config, mesh), replicated(mesh)
     return jax.jit(
         train_step,
-        in_shardings=(state, batch_sharding(mesh, leading=1), whole, whole, whole),
+        in_shardings=(state, batch_sharding(mesh, leading=1), whole, whole, whole, whole),
         out_shardings=(state, whole),
         donate_argnums=0,
     )
@@ -212,13 +213,18 @@ def compile_train_step(
         name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
         for name in ("tokens", "segment_ids", "positions")
     }
-    count, first_row, learning_rate = (
+    count, first_row, learning_rate, seed = (
         jax.ShapeDtypeStruct(shape, dtype)
-        for shape, dtype in (((), jnp.int32), ((2,), jnp.uint32), ((), jnp.float32))
+        for shape, dtype in (
+            ((), jnp.int32),
+            ((2,), jnp.uint32),
+            ((), jnp.float32),
+            ((), jnp.uint32),
+        )
     )
     step = make_train_step(config, mesh, vocabulary, special)
     return step.lower(
-        abstract_state(config, mesh), batch, count, first_row, learning_rate
+        abstract_state(config, mesh), batch, count, first_row, learning_rate, seed
     ).compile()
 
 

@@ -48,7 +48,7 @@ from mmbert_jax.report.runs import step_groups
 from mmbert_jax.rollback import Stretch, next_row, read_stretches, roll_back, skip_bad_stretch
 from mmbert_jax.run import checkpoint as checkpoint_folder
 from mmbert_jax.run import complete_steps
-from mmbert_jax.step import State, abstract_state, compile_train_step, init_state
+from mmbert_jax.step import State, abstract_state, compile_train_step, init_state, phase_seed
 from mmbert_jax.step_log import Record, SkippedSteps, StepLog
 from mmbert_jax.step_log import read as read_record
 from mmbert_jax.waiting import saves_in_time, step_in_time
@@ -176,6 +176,7 @@ def train(
     clock.book("start_up")
     if jax.process_index() == 0:
         clock.open(workdir, step)
+    seed = np.uint32(phase_seed(config))
     train_step = compile_train_step(config, mesh, data.tokenizer["vocab_size"], data.special)
     say(f"compiled the training step in {clock.book('compile'):.1f} s")
 
@@ -248,7 +249,7 @@ def train(
         trace.before(step + 1, state)
         with step_in_time(config):
             state, metrics = train_step(
-                state, batch, np.int32(count), in_words(row), np.float32(rate)
+                state, batch, np.int32(count), in_words(row), np.float32(rate), seed
             )
         trace.after(step + 1, state)
         row = next_row(row + taken, stretches)

@@ -40,6 +40,9 @@ def in_microbatches(batch, size):
     return cut, len(cut["tokens"])
 
 
+SEED = np.uint32(2**31 + 5)
+
+
 def run(config, mesh_shape, batch, count, steps=6, first_row=0):
     names = ("data", "fsdp", "tensor")
     mesh = make_mesh(
@@ -49,7 +52,7 @@ def run(config, mesh_shape, batch, count, steps=6, first_row=0):
     losses = []
     for i in range(steps):
         row = in_words(first_row + 16 * i)
-        state, metrics = step(state, batch, np.int32(count), row, np.float32(2e-3))
+        state, metrics = step(state, batch, np.int32(count), row, np.float32(2e-3), SEED)
         losses.append([float(metrics[name]) for name in ("loss", "masked_accuracy", "targets")])
     return np.array(losses), jax.tree.map(np.asarray, state["params"]), step
 
@@ -82,7 +85,7 @@ def test_empty_slots_do_not_count_and_do_not_recompile(one_device):
     results = []
     for b in (batch, noise):
         state, metrics = step(
-            init_state(config, mesh), b, np.int32(1), in_words(0), np.float32(1e-3)
+            init_state(config, mesh), b, np.int32(1), in_words(0), np.float32(1e-3), SEED
         )
         results.append((float(metrics["loss"]), jax.tree.map(np.asarray, state["params"])))
     assert results[0][0] == results[1][0]
@@ -145,7 +148,7 @@ def test_a_step_without_finite_gradients_changes_nothing(monkeypatch):
     def take(first_rows):
         state, skipped = init_state(config, mesh), []
         for row in first_rows:
-            state, metrics = step(state, batch, np.int32(1), in_words(row), np.float32(2e-3))
+            state, metrics = step(state, batch, np.int32(1), in_words(row), np.float32(2e-3), SEED)
             skipped.append(float(metrics["skipped"]))
             assert np.isfinite(float(metrics["grad_norm"])) != metrics["skipped"]
         return jax.tree.map(np.asarray, state), skipped
@@ -155,3 +158,26 @@ def test_a_step_without_finite_gradients_changes_nothing(monkeypatch):
     assert skipped == [1, 0, 1, 0]
     assert int(ours["optimizer"].count) == 2
     jax.tree.map(np.testing.assert_array_equal, ours, never)
+
+
+def test_phases_that_differ_in_their_seed_share_a_program(one_device):
+    """The seed is an argument: nothing is compiled anew for it, and it decides what is masked and dropped."""
+    _, _, step = one_device
+    mesh = make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1])
+    config, losses = tiny_config(), []
+    for seed in (1, 2):
+        state = init_state(config, mesh)
+        batch = random_rows(2, 8)
+        _, metrics = step(state, batch, np.int32(2), in_words(0), np.float32(1e-3), np.uint32(seed))
+        losses.append(float(metrics["loss"]))
+    assert step._cache_size() == 1
+    assert losses[0] != losses[1]
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), init_state(config, mesh)
+    )
+    scalars = (np.int32(2), in_words(0), np.float32(1e-3), np.uint32(1))
+    texts = [
+        make_train_step(tiny_config(**other), mesh).lower(abstract, batch, *scalars).as_text()
+        for other in ({"phase": "a"}, {"phase": "b", "seed": 5})
+    ]
+    assert texts[0] == texts[1]

@@ -172,7 +172,7 @@ def bench(config: Fields, document: int, peak: float, steps: int) -> dict:
         nonlocal state
         for i in range(count):
             state, metrics = step(
-                state, batch, np.int32(1), in_words(i * shape[0]), np.float32(1e-4)
+                state, batch, np.int32(1), in_words(i * shape[0]), np.float32(1e-4), np.uint32(0)
             )
         return jax.block_until_ready(metrics)
 
