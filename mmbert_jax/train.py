@@ -25,6 +25,7 @@ from mmbert_jax import checkpoint, run_lock
 from mmbert_jax.agreement import check_agreement, job_account
 from mmbert_jax.batches import open_phase, read_batches
 from mmbert_jax.checks import check_resume, check_start, check_tokenizer
+from mmbert_jax.checksums import sha256
 from mmbert_jax.config import check_run, claim_run, complete, validate
 from mmbert_jax.config_file import read, split_overrides
 from mmbert_jax.data.mixture import describe
@@ -46,8 +47,8 @@ from mmbert_jax.places import Place, place
 from mmbert_jax.profile import StepTrace, parse_steps
 from mmbert_jax.report.runs import step_groups
 from mmbert_jax.rollback import Stretch, next_row, read_stretches, roll_back, skip_bad_stretch
+from mmbert_jax.run import SUMS, complete_steps, locate, run_folder
 from mmbert_jax.run import checkpoint as checkpoint_folder
-from mmbert_jax.run import complete_steps
 from mmbert_jax.step import State, abstract_state, compile_train_step, init_state, phase_seed
 from mmbert_jax.step_log import Record, SkippedSteps, StepLog
 from mmbert_jax.step_log import read as read_record
@@ -356,7 +357,7 @@ def restore_or_start(
     """The state to go on from, and where it stands: `step`, `row`, `skipped_in_a_row` and `history`, the phases before.
 
     `imported_special_ids` are config.json's of the model that the first of them was imported from, where it was one
-    with other ids than Gemma's.
+    with other ids than Gemma's; `imported` is what else its export has from there (see `hf.imported`).
 
     1. The run folder has a checkpoint, `resumed`: its moments, step, row counter and all.
     2. `config.init_from` names a checkpoint: its parameters, and its moments where it has them and
@@ -377,10 +378,15 @@ def restore_or_start(
         say(f"{config.init_from} {why}: the moments start from zero")
         state = {"params": state["params"], "optimizer": init_state(config, mesh)["optimizer"]}
     say(f"starting from {config.init_from}, phase {meta['phase']}, step {meta['step']}")
-    past = {name: meta[name] for name in ("phase", "step", "tokens")}
+    past = {name: meta[name] for name in ("phase", "step", "tokens")} | {
+        "run": str(run_folder(config.init_from)),
+        "sums": sha256(locate(config.init_from) / SUMS),
+    }
     new["history"] = [*meta.get("history", []), past]
     if ids := meta["config"].get("special_ids") or meta.get("imported_special_ids"):
         new["imported_special_ids"] = ids
+    if "imported" in meta:
+        new["imported"] = meta["imported"]
     return state, new
 
 
@@ -402,7 +408,7 @@ def describe_checkpoint(
         "fingerprint": fingerprint(config, data, row),
         "languages": sorted({entry.language for entry in data.mixture.entries}),
         "history": start["history"],
-        **{name: start[name] for name in start.keys() & {"imported_special_ids"}},
+        **{name: start[name] for name in start.keys() & {"imported_special_ids", "imported"}},
         "held_out_groups": groups,
     }
 

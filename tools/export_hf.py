@@ -4,6 +4,7 @@ Verifies what it wrote: the weights bit for bit and, where torch and transformer
 """
 
 import argparse
+import sys
 
 from mmbert_jax.checkpoint import restore_params
 from mmbert_jax.errors import UserError, run_main
@@ -41,7 +42,9 @@ def main() -> None:
         "--output", required=True, type=place, help="a new folder, or an earlier export to replace"
     )
     parser.add_argument(
-        "--dtype", choices=sorted(DTYPES), default="float32", help="stored dtype (default float32)"
+        "--dtype",
+        choices=sorted(DTYPES),
+        help="stored dtype (default: float32; of weights that were imported and not trained since, as they were)",
     )
     parser.add_argument(
         "--tokenizer", help="folder or file; by default the one the checkpoint was trained with"
@@ -60,6 +63,11 @@ def main() -> None:
         help="figures for the model card, from `python -m mmbert_jax.evaluate.heldout --output JSON` (default: those"
         " of the evaluation after its step; a merged one has none)",
     )
+    parser.add_argument(
+        "--no_verify",
+        action="store_true",
+        help="do not have transformers compute with what was written",
+    )
     args = parser.parse_args()
 
     if args.max_shard_size <= 0:
@@ -76,8 +84,10 @@ def main() -> None:
         dtype=args.dtype,
         max_shard_bytes=int(args.max_shard_size * 1e9),
         held_out_groups=held_out or checkpoint_groups(args.checkpoint, meta),
+        verify=not args.no_verify,
     )
-    print(verified)
+    for line in verified.splitlines():
+        print(line, file=sys.stderr if line.startswith("warning:") else sys.stdout)
     print(
         f"wrote {args.output}: on a disk, {auto_class(meta)}.from_pretrained({args.output.name!r}) loads it"
     )

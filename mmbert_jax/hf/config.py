@@ -2,10 +2,12 @@
 
 RoPE's theta has two generations of fields. 4.x knows `global_rope_theta` and `local_rope_theta` and takes 10,000 for
 local layers, silently, when it finds only the newer `layer_types` and `rope_parameters`. So both are written.
+Of an imported model its own config.json goes through, see `hf.imported`.
 """
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from mmbert_jax.data.special_ids import GEMMA, SpecialIds, from_record
 from mmbert_jax.errors import UserError
@@ -79,6 +81,10 @@ WRITTEN = {
     "reference_compile": False,  # 4.x would otherwise try to compile the model wherever it finds Triton
 }
 
+# Fields of which another value would have `transformers` compute, or load, something that this model is not. All the
+# others that are not read here it does not compute with either: they go through an import and an export untouched.
+SET_ASIDE = {"is_causal": (False, None), "quantization_config": (None,)}
+
 # What `transformers` takes for a field that config.json leaves out.
 DEFAULTS = {
     "hidden_activation": "gelu",
@@ -114,12 +120,16 @@ class HfConfig:
     Attributes:
       special_ids: fields of `SPECIAL_IDS` with the ids of the model's tokeniser, which may be another than this
         project's.
+      fields: the content of the file, all of it.
+      stored: dtype of the weights beside it, "" where they have several or are not looked at.
     """
 
     model: ModelConfig
     head: HeadConfig
     special_ids: Mapping[str, int]
     max_positions: int
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    stored: str = ""
 
 
 def to_hf(
@@ -199,6 +209,11 @@ def read_config(fields: Mapping) -> HfConfig:
         found = _field(fields, field)
         if found != value:
             raise UserError(f"config.json: {field} is {found!r}; only {value!r} is supported")
+    for field, values in SET_ASIDE.items():
+        if field in fields and fields[field] not in values:
+            raise UserError(
+                f"config.json: {field} is {fields[field]!r}; only {values[0]!r} is supported"
+            )
     num_layers = _size(fields, "num_hidden_layers")
     global_theta, local_theta = _thetas(fields)
     config = ModelConfig(
@@ -219,11 +234,21 @@ def read_config(fields: Mapping) -> HfConfig:
             f"config.json: hidden_size {config.hidden_size} is not a multiple of"
             f" num_attention_heads {config.num_heads}"
         )
+    # `transformers` 5 goes by these two where they stand, whatever the sizes that they follow from.
+    for field, size, what in (
+        ("sliding_window", config.attention_window // 2, "half of local_attention"),
+        ("head_dim", config.head_dim, "hidden_size / num_attention_heads"),
+    ):
+        if fields.get(field) is not None and fields[field] != size:
+            raise UserError(
+                f"config.json: {field} is {fields[field]!r}; it has to be {size}, {what}, or be left out"
+            )
     return HfConfig(
         config,
         _head(fields, kinds[0]),
         _special_ids(fields, config.vocab_size),
         _size(fields, "max_position_embeddings"),
+        dict(fields),
     )
 
 
@@ -261,8 +286,11 @@ def _head(fields: Mapping, kind: str) -> HeadConfig:
 def _labels(fields: Mapping) -> tuple[str, ...]:
     """Names of the classes. `transformers` writes `id2label` where there are others than two without a name."""
     found = fields.get("id2label")
+    count = fields.get("num_labels")
+    if count is not None:
+        count = _size(fields, "num_labels")
     if found is None:
-        return tuple(f"LABEL_{i}" for i in range(fields.get("num_labels", 2)))
+        return tuple(f"LABEL_{i}" for i in range(count or 2))
     try:
         by_id = {int(i): str(label) for i, label in found.items()}
     except (AttributeError, ValueError):
@@ -270,6 +298,10 @@ def _labels(fields: Mapping) -> tuple[str, ...]:
     if not by_id or sorted(by_id) != list(range(len(by_id))):
         raise UserError(
             f"config.json: id2label is {found!r}; it has to name the classes 0, 1, 2, ..."
+        )
+    if count not in (None, len(by_id)):
+        raise UserError(
+            f"config.json: num_labels is {count} but id2label names {len(by_id)} classes; remove the wrong one"
         )
     return tuple(by_id[i] for i in range(len(by_id)))
 
@@ -349,12 +381,19 @@ def _thetas(fields: Mapping) -> tuple[float, float]:
     old = {GLOBAL: old_global, LOCAL: old_global if old_local is None else old_local}
     spelled_out = {GLOBAL: "global_rope_theta" in fields, LOCAL: "local_rope_theta" in fields}
     new = fields.get("rope_parameters") or {}
+    entries = new.items() if isinstance(new, Mapping) else [("", new)]
+    if any(kind not in old or not isinstance(entry, Mapping | None) for kind, entry in entries):
+        raise UserError(
+            f"config.json: rope_parameters is {new!r}; it has to have an entry for each of {GLOBAL} and {LOCAL}, with"
+            " rope_theta"
+        )
     thetas = []
     for kind in (GLOBAL, LOCAL):
         parameters = new.get(kind) or {}
-        if parameters.get("rope_type", "default") != "default":
+        rope_type = parameters.get("rope_type", parameters.get("type", "default"))
+        if rope_type != "default":
             raise UserError(
-                f"config.json: rope_parameters.{kind}.rope_type is {parameters['rope_type']!r};"
+                f"config.json: rope_parameters.{kind}.rope_type is {rope_type!r};"
                 " only unscaled RoPE ('default') is supported"
             )
         theta = parameters.get("rope_theta", old[kind])
@@ -363,7 +402,8 @@ def _thetas(fields: Mapping) -> tuple[float, float]:
                 f"config.json: rope_parameters.{kind}.rope_theta is {theta} but the older field says {old[kind]};"
                 " make them agree, or remove the wrong one"
             )
-        thetas.append(_number({"rope_theta": theta}, "rope_theta"))
+        name = f"rope_parameters.{kind}.rope_theta"
+        thetas.append(_number({name: theta}, name))
     return thetas[0], thetas[1]
 
 
@@ -373,7 +413,7 @@ def _global_every(fields: Mapping, num_layers: int) -> int:
     types = fields.get("layer_types")
     if types is None:
         return every
-    if len(types) != num_layers or types[0] != GLOBAL:
+    if not isinstance(types, list) or len(types) != num_layers or types[0] != GLOBAL:
         raise UserError(
             f"config.json: layer_types wants {num_layers} entries, of which the first is {GLOBAL!r}"
         )

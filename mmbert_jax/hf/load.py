@@ -10,7 +10,7 @@ from mmbert_jax.errors import UserError
 from mmbert_jax.files import check_uploaded
 from mmbert_jax.hf.config import ARCHITECTURES, HfConfig, read_config
 from mmbert_jax.hf.names import PREFIX, to_ours
-from mmbert_jax.hf.weights import load_weights
+from mmbert_jax.hf.weights import finite, load_weights
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import ENCODER, MLM
 from mmbert_jax.places import Place, place
@@ -64,7 +64,7 @@ def load_model(folder: str | Place) -> HfModel:
 
     Raises:
       UserError: no such folder, another architecture, pickled or damaged weights, tensors that are missing, surplus
-        or of another shape than config.json says; the message names the file, field or tensor.
+        or of another shape than config.json says, or not finite; the message names the file, field or tensor.
     """
     folder = place(folder)
     check_uploaded(folder)
@@ -86,7 +86,16 @@ def load_model(folder: str | Place) -> HfModel:
                 raise UserError(
                     f"{name} is stored as {tensor.dtype.name}; only {', '.join(EXACT_IN_FLOAT32)} are read"
                 )
+        stored = {tensor.dtype.name for tensor in tensors.values()}
+        config = dataclasses.replace(config, stored=stored.pop() if len(stored) == 1 else "")
         tensors = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            if not finite(tensor):
+                bad = np.count_nonzero(~np.isfinite(tensor))
+                raise UserError(
+                    f"{bad:,} of {tensor.size:,} entries of {name} are infinite or no numbers (NaN);"
+                    " copy the folder again, or take another model"
+                )
         if config.head.kind == MLM and has_tied_copy(tensors, tensors.__getitem__):
             del tensors[DECODER]
         if config.head.kind == ENCODER and all(name.startswith(PREFIX) for name in tensors):

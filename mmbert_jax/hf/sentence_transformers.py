@@ -124,15 +124,15 @@ def read_modules(folder: str | Place) -> SentenceModules | None:
 
 
 def recorded_modules(meta: Mapping) -> SentenceModules | None:
-    """The modules that a checkpoint's meta holds (see `record`), which it has from the folder that was imported.
+    """The modules that a checkpoint's meta holds (see `record_modules`): those of the folder that was imported.
 
     Raises:
       UserError: as `read_modules`.
     """
-    found = (meta.get("imported") or {}).get("sentence_transformers")
-    if not found:
+    if not (files := recorded_files(meta)):
         return None
-    return _parse(from_record(found), found["max_length"], found["folder"])
+    found = meta["imported"]["sentence_transformers"]
+    return _parse(files, found["max_length"], found["folder"])
 
 
 def apply_modules(modules: SentenceModules, vectors: jax.Array) -> jax.Array:
@@ -191,7 +191,7 @@ def write_modules(folder: Path, files: Mapping[str, bytes]) -> None:
         (folder / name).write_bytes(data)
 
 
-def record(folder: Place, files: Mapping[str, bytes]) -> dict[str, Any]:
+def record_modules(folder: Place, files: Mapping[str, bytes]) -> dict[str, Any]:
     """What a checkpoint's meta keeps of a folder's modules: JSON as text, weights in base64."""
     kept = {}
     for name, data in files.items():
@@ -202,12 +202,43 @@ def record(folder: Place, files: Mapping[str, bytes]) -> dict[str, Any]:
     return {"folder": str(folder), "max_length": max_length(folder, files), "files": kept}
 
 
-def from_record(recorded: Mapping[str, Any]) -> dict[str, bytes]:
-    """The files of a `record`."""
+def recorded_files(meta: Mapping) -> dict[str, bytes]:
+    """The files of the `record_modules` in a checkpoint's meta; none where it has none."""
+    found = (meta.get("imported") or {}).get("sentence_transformers") or {"files": {}}
     return {
         name: kept["text"].encode() if "text" in kept else base64.b64decode(kept["base64"])
-        for name, kept in recorded["files"].items()
+        for name, kept in found["files"].items()
     }
+
+
+def same_modules(ours: Mapping[str, bytes], theirs: Mapping[str, bytes]) -> bool:
+    """Whether two models' modules compute the same of the same hidden states; prompts are not looked at."""
+    try:
+        a, b = (_parse(files, None, MODULES) for files in (ours, theirs))
+    except UserError:  # what is not understood has to be equal as it is
+        a, b = (
+            {name: data for name, data in files.items() if name not in (MODEL, TRANSFORMER)}
+            for files in (ours, theirs)
+        )
+        return a == b
+    if (a.width, a.pooling, a.normalise) != (b.width, b.pooling, b.normalise):
+        return False
+    layers = zip(a.dense, b.dense, strict=False)
+    return len(a.dense) == len(b.dense) and all(
+        x.activation == y.activation
+        and np.array_equal(x.weight, y.weight)
+        and (x.bias is None) == (y.bias is None)
+        and (x.bias is None or np.array_equal(x.bias, y.bias))
+        for x, y in layers
+    )
+
+
+def width(files: Mapping[str, bytes]) -> int | None:
+    """Of the vectors that the modules pool, None where they pool none."""
+    for kind, path in _listed(files, MODULES):
+        if kind == "Pooling":
+            return _width(_json(files, f"{path}/config.json", MODULES))
+    return None
 
 
 def max_length(folder: Place, files: Mapping[str, bytes]) -> int | None:
@@ -286,9 +317,7 @@ def _check_settings(files: Mapping[str, bytes], where: str) -> None:
     for field, value in _json(files, TRANSFORMER, where).items():
         alike = _READ_ALIKE.get(field, (None, {}, []))
         if alike is not None and value not in alike:
-            raise UserError(
-                f"{where}: {TRANSFORMER}: {field} is {value!r}, which is not supported"
-            )
+            raise UserError(f"{where}: {TRANSFORMER}: {field} is {value!r}, which is not supported")
 
 
 def _listed(files: Mapping[str, bytes], where: str) -> list[tuple[str, str]]:
@@ -323,12 +352,16 @@ def _pooling(files: Mapping[str, bytes], name: str, where: str) -> tuple[str, in
         raise UserError(
             f"{where}: {name}: include_prompt is false; prompts are always pooled with the text here"
         )
-    width = fields.get("embedding_dimension", fields.get("word_embedding_dimension"))
+    width = _width(fields)
     if not isinstance(width, int) or width < 1:
         raise UserError(
             f"{where}: {name}: embedding_dimension is {width!r}; it has to be a number of values"
         )
     return modes[0], width
+
+
+def _width(fields: Mapping[str, Any]) -> Any:
+    return fields.get("embedding_dimension", fields.get("word_embedding_dimension"))
 
 
 def _dense(files: Mapping[str, bytes], path: str, width: int, where: str) -> Dense:
@@ -364,7 +397,7 @@ def _dense(files: Mapping[str, bytes], path: str, width: int, where: str) -> Den
         expected["linear.bias"] = (outputs,)
     if {key: x.shape for key, x in tensors.items()} != expected:
         raise UserError(
-            f"{where}: {weights} has {({key: x.shape for key, x in tensors.items()})}; {name} and the modules before"
+            f"{where}: {weights} has { ({key: x.shape for key, x in tensors.items()}) }; {name} and the modules before"
             f" ask for {expected}"
         )
     return Dense(weight, bias, called)

@@ -107,6 +107,12 @@ def open_weights(
     return {name: found.shape for name, (_, found) in tensors.items()}, read
 
 
+def finite(tensor: np.ndarray) -> bool:
+    """Whether all entries are numbers."""
+    # A NaN is the least and the largest of its tensor, so that nothing of the tensor's size is needed.
+    return not tensor.size or bool(np.isfinite(tensor.min()) and np.isfinite(tensor.max()))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Stored:
     """Where a tensor lies in its file, and as what."""
@@ -130,7 +136,11 @@ def _read_header(path: Place) -> dict[str, _Stored]:
             size = filesystem(path).size(str(path))
         if size < 8:
             raise ValueError(f"it has {size} bytes")
-        length = int.from_bytes(_read_range(path, 0, 8), "little")
+        if (opening := _read_range(path, 0, 8)) == b"version ":
+            raise UserError(
+                f"{path} is a pointer of Git LFS and not the file; fetch it with `git lfs pull`"
+            )
+        length = int.from_bytes(opening, "little")
         if 8 + length > size:
             raise ValueError(f"its header has {length:,} bytes, the file {size:,}")
         stored = {}

@@ -10,8 +10,9 @@ import numpy as np
 from mmbert_jax.data.tokenizer_identity import same_tokenizer
 from mmbert_jax.errors import UserError
 from mmbert_jax.hf.config import SPECIAL_IDS, read_config, recorded_ids
-from mmbert_jax.hf.weights import INDEX, SINGLE
-from mmbert_jax.merge.models import CHECKPOINT, HUGGING_FACE, StoredModel
+from mmbert_jax.hf.sentence_transformers import MODULES, same_modules
+from mmbert_jax.hf.weights import INDEX, SINGLE, finite
+from mmbert_jax.merge.models import CHECKPOINT, HUGGING_FACE, StoredModel, modules_of
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import HeadConfig
 
@@ -28,7 +29,11 @@ _THEIR_NAMES = {
 
 
 def check_alike(first: StoredModel, others: Iterable[StoredModel]) -> None:
-    """Raises a `UserError` unless all models are of one kind, shape, head, tokeniser and set of special ids."""
+    """Raises a `UserError` unless all models are of one kind, shape, head, tokeniser and set of special ids.
+
+    And have the same Sentence Transformers modules, those that have any.
+    """
+    pooled = first if modules_of(first) else None
     for other in others:
         if other.kind != first.kind:
             raise UserError(
@@ -46,6 +51,13 @@ def check_alike(first: StoredModel, others: Iterable[StoredModel]) -> None:
             raise UserError(
                 f"{other.path}: has another tokeniser than {first.path}; their embeddings cannot be merged"
             )
+        if modules := modules_of(other):
+            pooled = pooled or other
+            if not same_modules(modules, modules_of(pooled)):
+                raise UserError(
+                    f"{other.path}: its Sentence Transformers modules compute something else than those of"
+                    f" {pooled.path}; modules are not merged: take {MODULES} out of copies of the folders"
+                )
         for name in sorted(first.shapes.keys() | other.shapes.keys()):
             if first.shapes.get(name) != other.shapes.get(name):
                 raise UserError(
@@ -62,7 +74,7 @@ def read_finite(model: StoredModel, name: str) -> tuple[np.ndarray, np.dtype]:
     """
     stored = model.read(name)
     tensor = stored.astype(np.float32, copy=False)
-    if not _finite(tensor):
+    if not finite(tensor):
         bad = np.count_nonzero(~np.isfinite(tensor))
         raise UserError(
             f"{_file(model, name)}: {bad:,} of {tensor.size:,} entries of {name} are infinite or no numbers (NaN);"
@@ -73,19 +85,14 @@ def read_finite(model: StoredModel, name: str) -> tuple[np.ndarray, np.dtype]:
 
 def check_finite(name: str, merged: np.ndarray, cast: np.ndarray) -> None:
     """Raises a `UserError` where a merge's outcome is no number, or is beyond what its dtype can hold."""
-    if _finite(cast):
+    if finite(cast):
         return
-    if _finite(merged):
+    if finite(merged):
         raise UserError(
             f"{name} reaches {np.abs(merged).max():.3g} when merged, beyond {cast.dtype.name}; store the merged model"
             " wider: --dtype float32, or dtype: float32 in a recipe"
         )
     raise UserError(f"{name} is not finite when merged; choose smaller weights or a smaller lambda")
-
-
-def _finite(tensor: np.ndarray) -> bool:
-    # A NaN is the least and the largest of its tensor, so that nothing of the tensor's size is needed.
-    return not tensor.size or bool(np.isfinite(tensor.min()) and np.isfinite(tensor.max()))
 
 
 def _mixed(model: StoredModel) -> Iterator[tuple[str, Any]]:

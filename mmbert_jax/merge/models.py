@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from mmbert_jax.errors import UserError
 from mmbert_jax.files import read_json
 from mmbert_jax.hf.config import read_config
 from mmbert_jax.hf.load import DECODER, EXACT_IN_FLOAT32, has_tied_copy, is_model_folder
+from mmbert_jax.hf.model_card import CARD, licence_of
+from mmbert_jax.hf.sentence_transformers import module_files, recorded_files
 from mmbert_jax.hf.weights import open_weights
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.places import Place, place
@@ -69,6 +71,25 @@ def open_model(path: str | Place) -> StoredModel:
         tokenizer=meta.get("tokenizer"),
         folder=folder,
     )
+
+
+def modules_of(model: StoredModel) -> dict[str, bytes]:
+    """The files of its Sentence Transformers modules; none where it has none."""
+    if model.kind == CHECKPOINT:
+        return recorded_files(model.meta)
+    return module_files(model.folder) or {}
+
+
+def licence(models: Iterable[StoredModel]) -> dict[str, str]:
+    """What the cards of all of them say alike of their licence; see `hf.model_card.licence_of`."""
+    found = []
+    for model in models:
+        if model.kind == CHECKPOINT:
+            found.append((model.meta.get("imported") or {}).get("licence", {}))
+        else:
+            card = model.folder / CARD
+            found.append(licence_of(card.read_text()) if card.is_file() else {})
+    return found[0] if all(one == found[0] for one in found) else {}
 
 
 def _open_hugging_face(folder: Place) -> StoredModel:

@@ -13,9 +13,10 @@ from mmbert_jax.errors import UserError
 from mmbert_jax.files import atomic_folder, check_folder, write_json, write_text
 from mmbert_jax.hf.config import SPECIAL_IDS, read_config
 from mmbert_jax.hf.export import check_output, check_written, new_folder
-from mmbert_jax.hf.model_card import frame
+from mmbert_jax.hf.model_card import CARD, frame
+from mmbert_jax.hf.sentence_transformers import write_modules
 from mmbert_jax.hf.weights import save_weights
-from mmbert_jax.merge.models import CHECKPOINT, StoredModel
+from mmbert_jax.merge.models import CHECKPOINT, StoredModel, licence, modules_of
 from mmbert_jax.merge.recipe import METHODS, Recipe
 from mmbert_jax.merge.report import Outcome, to_json
 from mmbert_jax.places import Place, place, resolved
@@ -67,7 +68,7 @@ def write_merged(
     if everyone[0].kind == CHECKPOINT:
         _write_checkpoint(output, tensors, merged_meta(described, everyone), report)
     else:
-        _write_folder(output, tensors, everyone[0], report, recipe.dtype)
+        _write_folder(output, tensors, everyone, report, recipe.dtype)
     return outcomes
 
 
@@ -87,13 +88,20 @@ def describe_recipe(
 def merged_meta(described: Mapping[str, Any], models: Sequence[StoredModel]) -> Meta:
     """The meta of a merged checkpoint.
 
-    Config and tokeniser are those of the first of `models` (the base, where there is one); the row length is the
-    longest of any, the languages are those of all. It has no fingerprint, having been trained on nothing itself.
+    Config and tokeniser are those of the first of `models` (the base, where there is one), modules of Sentence
+    Transformers those of the first that has any; the row length is the longest of any, the languages are those of all.
+    It has no fingerprint, having been trained on nothing itself.
     """
     metas = [model.meta for model in models]
     config = metas[0]["config"]
     row_length = max(meta["config"]["data"]["row_length"] for meta in metas)
     own = {name: value for name, value in metas[0].items() if name != "fingerprint"}
+    imported = dict(own.get("imported") or {})
+    for model in reversed(models):
+        if modules_of(model):
+            imported["sentence_transformers"] = model.meta["imported"]["sentence_transformers"]
+    if imported:
+        own["imported"] = imported | {"licence": licence(models)}
     return own | {
         "phase": "merged",
         "step": 0,  # no training of its own
@@ -126,9 +134,11 @@ def _write_checkpoint(output: Place, tensors: dict, meta: Meta, report: dict) ->
 
 
 def _write_folder(
-    output: Place, tensors: dict, first: StoredModel, report: dict, dtype: str | None
+    output: Place, tensors: dict, models: Sequence[StoredModel], report: dict, dtype: str | None
 ) -> None:
+    first = models[0]
     source = place(first.path)
+    modules = next(filter(None, map(modules_of, models)), {})
     with new_folder(output, phase="merged") as folder:
         save_weights(folder, tensors, MAX_SHARD_BYTES)
         check_written(folder, tensors)
@@ -139,13 +149,22 @@ def _write_folder(
             named = {name for name in ("dtype", "torch_dtype") if name in first.meta}
             fields = dict.fromkeys(named or {"torch_dtype"}, dtype)
             write_json(folder / "config.json", dict(first.meta) | fields)
+        write_modules(folder, modules)
         write_json(folder / REPORT, report)
-        write_text(folder / "README.md", _card(output.name, report, first))
+        write_text(folder / CARD, _card(output.name, report, models, bool(modules)))
 
 
-def _card(name: str, report: Mapping[str, Any], first: StoredModel) -> str:
-    config = read_config(first.meta)
-    front_matter, usage = frame(name, config.head, config.special_ids == SPECIAL_IDS)
+def _card(
+    name: str, report: Mapping[str, Any], models: Sequence[StoredModel], sentences: bool
+) -> str:
+    config = read_config(models[0].meta)
+    front_matter, usage = frame(
+        name,
+        config.head,
+        config.special_ids == SPECIAL_IDS,
+        sentences=sentences,
+        licence=licence(models),
+    )
     lines = [f"# {name}\n", f"Merged with {report['by']}: {report['method']}, from\n"]
     if "base" in report:
         lines.append(f"- {_told(report['base'])} (the base)")

@@ -42,7 +42,12 @@ def random_model(shape: str, seed: int = 0, attention: str = "eager") -> ModernB
         "sep_token_id": 1,
     }
     config = ModernBertConfig(**SHAPES[shape], **special_ids, attn_implementation=attention)
-    model = ModernBertForMaskedLM(config).eval().requires_grad_(False)
+    return randomise(ModernBertForMaskedLM(config), seed)
+
+
+def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """The same, of a model with any head."""
+    model.eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.named_parameters():
         if "norm" in name:

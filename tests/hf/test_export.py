@@ -17,9 +17,10 @@ from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.errors import UserError
 from mmbert_jax.hf.config import HfConfig
 from mmbert_jax.hf.export import MARKER, export_hf
+from mmbert_jax.hf.imported import exported_fields
 from mmbert_jax.hf.load import HfModel, load_hf
 from mmbert_jax.hf.tokenizer import copied_tokenizer
-from mmbert_jax.hf.verify import compare_with_transformers
+from mmbert_jax.hf.verify import Mismatch, compare_with_transformers
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import HeadConfig, outputs
 
@@ -129,9 +130,84 @@ def test_what_transformers_reads_otherwise_is_not_written(
         dataclasses.replace(CONFIG, local_rope_theta=50_000.0), HeadConfig(), {}, max_positions=256
     )
     monkeypatch.setattr("mmbert_jax.hf.verify.load_model", lambda _: HfModel(params, wrong))
-    with pytest.raises(RuntimeError, match="computes something else"):
+    with pytest.raises(Mismatch, match="computes something else"):
         export_hf(tmp_path / "model", params, meta, load_tokenizer(tokenizer_folder))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_verifies_at_full_precision_on_the_cpu(exported, monkeypatch):
+    """Where float32 is rounded to less by default, as on GPUs and TPUs, and another device would be taken."""
+    seen = []
+
+    def watch(params, *arguments):
+        devices = {device for x in jax.tree.leaves(params) for device in x.devices()}
+        seen.append((jax.config.jax_default_matmul_precision, devices))
+        return outputs(params, *arguments)
+
+    monkeypatch.setattr("mmbert_jax.hf.verify.outputs", watch)
+    with jax.default_matmul_precision("bfloat16"), jax.default_device(jax.devices("cpu")[1]):
+        said = compare_with_transformers(exported)
+    assert "outputs equal those of transformers" in said
+    assert seen == [("highest", {jax.devices("cpu")[0]})]
+
+
+class OutOfMemory(RuntimeError):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("transformers.AutoModelForMaskedLM.from_pretrained", OutOfMemory("CUDA out of memory")),
+        ("transformers.AutoModelForMaskedLM.from_pretrained", KeyError("modernbert")),
+        ("torch.from_numpy", ImportError("libcudart.so.13: cannot open shared object file")),
+        ("mmbert_jax.hf.verify.outputs", MemoryError()),
+    ],
+    ids=repr,
+)
+def test_what_fails_elsewhere_takes_no_export_away(
+    params, meta, tokenizer_folder, tmp_path, monkeypatch, where, error
+):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(where, fail)
+    said = export_hf(tmp_path / "model", params, meta, load_tokenizer(tokenizer_folder))
+    assert said.startswith("warning: weights verified bit for bit, but its outputs could not be")
+    assert type(error).__name__ in said
+    assert "\n" not in said
+    jax.tree.map(np.testing.assert_array_equal, load_hf(tmp_path / "model")[0], params)
+
+
+def test_tensors_that_transformers_does_not_take_are_a_mismatch(
+    params, meta, tokenizer_folder, tmp_path, monkeypatch
+):
+    """A config that says another number of layers than are stored, as far as `transformers` is told."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    real = exported_fields
+
+    def wrong(*arguments):
+        return real(*arguments) | {"num_hidden_layers": 3, "layer_types": None}
+
+    monkeypatch.setattr("mmbert_jax.hf.export.exported_fields", wrong)
+    fits = HfConfig(CONFIG, HeadConfig(), {}, max_positions=256)
+    monkeypatch.setattr("mmbert_jax.hf.verify.load_model", lambda _: HfModel(params, fits))
+    with pytest.raises(Mismatch, match="takes other tensors"):
+        export_hf(tmp_path / "model", params, meta, load_tokenizer(tokenizer_folder))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_need_not_be_verified(run, tmp_path):
+    """The command line's switch; and a comparison that would fail is not made."""
+    arguments = ("--checkpoint", run, "--output", tmp_path / "model", "--no_verify")
+    result = run_tool("export_hf", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "outputs not compared" in result.stdout
+    assert (tmp_path / "model" / "model.safetensors").exists()
 
 
 def test_says_when_logits_cannot_be_compared(exported, monkeypatch):

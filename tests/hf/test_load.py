@@ -110,6 +110,10 @@ def untie(tensors):
     tensors["decoder.weight"] = tensors["model.embeddings.tok_embeddings.weight"] + 1
 
 
+def spoil(tensors):
+    tensors["head.norm.weight"][3] = np.inf
+
+
 def to_integers(tensors):
     tensors["head.norm.weight"] = np.ones(64, np.int32)
 
@@ -121,6 +125,7 @@ def to_integers(tensors):
         (add, "model.layers.0.attn_norm.weight is not part of the model"),
         (reshape, r"model.layers.1.attn.Wo.weight has shape \(64, 63\) instead of \(64, 64\)"),
         (untie, "decoder.weight differs"),
+        (spoil, "1 of 64 entries of head.norm.weight are infinite or no numbers"),
         (to_integers, "head.norm.weight is stored as int32"),
     ],
 )
@@ -146,6 +151,10 @@ def test_refuses_pickled_truncated_and_absent_weights(exported, tmp_path):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
+        load_hf(folder)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    weights.write_text(pointer)
+    with pytest.raises(UserError, match=r"model\.safetensors is a pointer of Git LFS"):
         load_hf(folder)
     weights.rename(folder / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"pytorch_model\.bin.*save_pretrained"):

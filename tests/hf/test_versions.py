@@ -91,7 +91,13 @@ def random_params(head: HeadConfig, seed: int) -> dict:
 def meta_of(head: HeadConfig) -> dict:
     model = dataclasses.asdict(CONFIG)
     config = {"model": model, "data": {"row_length": LONGEST}, "head": dataclasses.asdict(head)}
-    return {"phase": "imported", "step": 0, "tokens": 0, "import": {}, "config": config}
+    return {
+        "phase": "imported",
+        "step": 0,
+        "tokens": 0,
+        "import": {"model": "x/y"},
+        "config": config,
+    }
 
 
 def write_tokenizer_and_texts(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Under Sentence Transformers: models with its modules, and the vectors that it computes with such folders.
 
-    python sentence_models.py make WORK           WORK/models/NAME on the encoder in WORK/encoder, and what comes of them
-    python sentence_models.py read WORK MODELS    what comes of the folders in MODELS
+    python sentence_models.py make WORK           WORK/models/NAME on the encoder in WORK/encoder, and their vectors
+    python sentence_models.py read WORK MODELS    the vectors of the folders in MODELS
 
 Vectors of the texts in WORK/texts.json go to NAME.npz beside the folders: `plain`, and `prompted` with each model's
 prompt "query".
