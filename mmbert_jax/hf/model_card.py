@@ -259,6 +259,8 @@ def _training(meta: Mapping) -> str:
         sums = (meta.get("import") or {}).get("sums", {})
         rows = [(f"`{file}`", digest[:12]) for file, digest in sums.items()]
         return "## Weights\n\n" + _table(("Imported from", "SHA-256"), rows) if rows else ""
+    if "optimizer" not in config:
+        return ""
     settings = [
         (
             "Rows in a batch, tokens in a row",
