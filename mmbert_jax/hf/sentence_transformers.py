@@ -126,10 +126,13 @@ def read_modules(folder: str | Place) -> SentenceModules | None:
 def recorded_modules(meta: Mapping) -> SentenceModules | None:
     """The modules that a checkpoint's meta holds (see `record_modules`): those of the folder that was imported.
 
+    None, too, where the model has become narrower since than they are.
+
     Raises:
       UserError: as `read_modules`.
     """
-    if not (files := recorded_files(meta)):
+    files = recorded_files(meta)
+    if not files or width(files) not in (meta["config"]["model"]["hidden_size"], None):
         return None
     found = meta["imported"]["sentence_transformers"]
     return _parse(files, found["max_length"], found["folder"])

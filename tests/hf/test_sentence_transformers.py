@@ -177,6 +177,7 @@ def test_modules_for_another_width_are_left_out_and_that_is_said(work, tmp_path)
     meta["config"]["model"] = dataclasses.asdict(smaller)
     meta |= {"phase": "shrunk", "shrink": {"path": "x", "model": dataclasses.asdict(CONFIG)}}
     meta["shrink"]["layers"] = [0, 1, 2, 3]
+    assert recorded_modules(meta) is None
     params = shrink(model.params, model.config.model, smaller)
     said = export_hf(tmp_path / "model", params, meta, load_tokenizer(folder), verify=False)
     assert "modules are left out: they are for vectors of 64 values" in said
