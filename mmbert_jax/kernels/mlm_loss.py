@@ -6,30 +6,42 @@ backward pass computes each chunk's logits again. Peak temporaries are N x chunk
 Chunk c holds the classes `c, c + C, c + 2C, ...` of C chunks: with the embedding sharded over its first dimension each
 device then works on its own part of every chunk, and no chunk is gathered.
 
+A vocabulary of any size goes: see `chunks_of`.
+
 Letters: N positions, D hidden size, V vocabulary, C chunks, W classes a chunk.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+# Logit of what fills up the vocabulary, and where a maximum starts. Finite: inf - inf is not a number.
+_NO_CLASS = -1e30
 
-def chunk_count(vocab_size: int, chunk: int) -> int:
-    """The smallest number of equal chunks of at most `chunk` classes that divides the vocabulary.
 
-    Raises:
-      ValueError: no such number below 8 x vocab_size / chunk; the vocabulary should be a rounder number.
+class Chunks(NamedTuple):
+    """How the classes are walked: `count` chunks of `width` classes, of which the last ones may be no classes."""
+
+    count: int
+    width: int
+
+
+def chunks_of(vocab_size: int, chunk: int) -> Chunks:
+    """Equal chunks of at most `chunk` classes.
+
+    As few as divide the vocabulary. Where that takes more than eight times as many as would be enough, the vocabulary
+    is filled up with classes that no position can have: the tables are then copied once a call.
     """
     least = -(-vocab_size // chunk)
     for count in range(least, 8 * least + 1):
         if vocab_size % count == 0:
-            return count
-    raise ValueError(
-        f"a vocabulary of {vocab_size} does not divide into equal chunks of about {chunk}: use a rounder vocabulary"
-        " size or a chunk that holds the whole of it"
-    )
+            return Chunks(count, vocab_size // count)
+    # Multiples of 64 suit matrix units.
+    width = -(-vocab_size // least)
+    return Chunks(least, min(chunk, -(-width // 64) * 64))
 
 
 def token_losses(
@@ -48,7 +60,7 @@ def token_losses(
       losses: float32 [N], differentiable in hidden, embedding and bias.
       correct: bool [N], whether the label has the largest logit.
     """
-    losses = functools.partial(_token_losses, chunk_count(embedding.shape[0], chunk))
+    losses = functools.partial(_token_losses, chunks_of(embedding.shape[0], chunk))
     return _by_replica(losses)(hidden, embedding, bias, labels)
 
 
@@ -74,15 +86,19 @@ def _by_replica(losses):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _token_losses(count, hidden, embedding, bias, labels):
-    losses, correct, _ = _forward(count, hidden, embedding, bias, labels)
+def _token_losses(chunks, hidden, embedding, bias, labels):
+    losses, correct, _ = _forward(chunks, hidden, embedding, bias, labels)
     return losses, correct
 
 
-def _chunks(count, embedding, bias):
+def _in_chunks(chunks, embedding, bias):
     """Embedding [W, C, D] and bias [W, C]: chunk c is `[:, c]`."""
-    vocab, depth = embedding.shape
-    return embedding.reshape(vocab // count, count, depth), bias.reshape(vocab // count, count)
+    surplus = chunks.count * chunks.width - embedding.shape[0]
+    if surplus:
+        embedding = jnp.pad(embedding, ((0, surplus), (0, 0)))
+        bias = jnp.pad(bias, (0, surplus), constant_values=_NO_CLASS)
+    shape = chunks.width, chunks.count
+    return embedding.reshape(*shape, embedding.shape[1]), bias.reshape(shape)
 
 
 def _logits(hidden, embedding, bias, c):
@@ -105,9 +121,9 @@ def _with_whole_rows(weights):
     return jax.lax.with_sharding_constraint(weights, PartitionSpec("tensor", None))
 
 
-def _forward(count, hidden, embedding, bias, labels):
-    n = hidden.shape[0]
-    embedding, bias = _chunks(count, embedding, bias)
+def _forward(chunks, hidden, embedding, bias, labels):
+    n, count = hidden.shape[0], chunks.count
+    embedding, bias = _in_chunks(chunks, embedding, bias)
 
     def body(c, carry):
         largest, total, target = carry
@@ -134,8 +150,7 @@ def _largest_and_total(logits):
             total = a_total * jnp.exp(a_largest - new) + b_total * jnp.exp(b_largest - new)
             return new, total
 
-        # Finite: inf - inf is not a number.
-        start = jnp.float32(-1e30), jnp.float32(0)
+        start = jnp.float32(_NO_CLASS), jnp.float32(0)
         return jax.lax.reduce((logits, jnp.ones_like(logits)), start, merge, (1,))
 
     def two_passes(logits):
@@ -151,16 +166,16 @@ def _loop(count, body, start):
     return body(0, start) if count == 1 else jax.lax.fori_loop(0, count, body, start)
 
 
-def _token_losses_fwd(count, hidden, embedding, bias, labels):
-    losses, correct, normaliser = _forward(count, hidden, embedding, bias, labels)
+def _token_losses_fwd(chunks, hidden, embedding, bias, labels):
+    losses, correct, normaliser = _forward(chunks, hidden, embedding, bias, labels)
     return (losses, correct), (hidden, embedding, bias, labels, normaliser)
 
 
-def _token_losses_bwd(count, residuals, cotangents):
+def _token_losses_bwd(chunks, residuals, cotangents):
     hidden, embedding, bias, labels, normaliser = residuals
     weight, _ = cotangents  # [N]; `correct` is boolean and has no gradient
-    shape, bias_shape = embedding.shape, bias.shape
-    embedding, bias = _chunks(count, embedding, bias)
+    (vocab, depth), count = embedding.shape, chunks.count
+    embedding, bias = _in_chunks(chunks, embedding, bias)
     classes = jnp.arange(embedding.shape[0])
 
     def body(c, carry):
@@ -185,8 +200,8 @@ def _token_losses_bwd(count, residuals, cotangents):
     d_hidden, d_embedding, d_bias = _loop(count, body, start)
     return (
         d_hidden.astype(hidden.dtype),
-        d_embedding.reshape(shape),
-        d_bias.reshape(bias_shape),
+        d_embedding.reshape(-1, depth)[:vocab],
+        d_bias.reshape(-1)[:vocab],
         None,
     )
 

@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from jax.sharding import NamedSharding, PartitionSpec
 
-from mmbert_jax.kernels.mlm_loss import chunk_count, token_losses
+from mmbert_jax.axes import BATCH_AXES
+from mmbert_jax.kernels.mlm_loss import chunks_of, token_losses
+from mmbert_jax.parallel.mesh import make_mesh
 
 COMPILED_AS_USERS_DO = True
 
@@ -84,8 +87,49 @@ def test_never_holds_all_logits():
     assert temporaries < n * v * 4 / 8
 
 
-def test_chunks_divide_the_vocabulary():
-    assert chunk_count(256_000, 16_000) == 16
-    assert chunk_count(256_000, 15_999) == 20
-    with pytest.raises(ValueError, match="rounder vocabulary"):
-        chunk_count(1009, 100)  # a prime
+def test_chunks_divide_the_vocabulary_where_they_can():
+    """The published sizes and their relatives are walked as they always were; others hold a little that is no class."""
+    assert chunks_of(256_000, 16_000) == (16, 16_000)
+    assert chunks_of(256_000, 15_999) == (20, 12_800)
+    assert chunks_of(262_144, 16_384) == (16, 16_384)
+    for vocab_size in (31_337, 24_593, 65_537, 1009):
+        for chunk in (100, 8192, 16_000):
+            count, width = chunks_of(vocab_size, chunk)
+            assert width <= chunk
+            assert vocab_size <= count * width < vocab_size + 64 * count + count
+
+
+@pytest.mark.parametrize(("vocab_size", "chunk", "axis"), [
+    (31_337, 8192, None),
+    (24_593, 8000, "data"),
+    (1009, 100, "fsdp"),  # a prime
+    (24_578, 8000, "tensor"),
+])  # fmt: skip
+def test_any_size_equals_the_dense_loss_in_float64(vocab_size, chunk, axis):
+    """Sizes that chunks do not divide; on one device, and over each axis of a mesh."""
+    assert chunks_of(vocab_size, chunk).count * chunks_of(vocab_size, chunk).width > vocab_size
+    rng = np.random.default_rng(1)
+    hidden = rng.normal(size=(12, 8))
+    embedding, bias = rng.normal(size=(vocab_size, 8)), rng.normal(size=vocab_size)
+    labels = np.r_[0, vocab_size - 1, rng.integers(0, vocab_size, 10)]
+    problem = hidden, embedding, bias, labels, rng.normal(size=12)
+    losses, correct, gradients = by_torch(*problem)
+
+    def weighted(h, w, b):
+        ours, right = token_losses(h, w, b, labels, chunk)
+        return (ours * problem[4]).sum(), (ours, right)
+
+    inputs = [jnp.asarray(x, jnp.float32) for x in (hidden, embedding, bias)]
+    sizes = {"data": 1, "fsdp": 1, "tensor": 1} | ({axis: 2} if axis else {})
+    mesh = make_mesh(sizes, jax.devices()[: 2 if axis else 1])
+    rows, table, vector = (
+        NamedSharding(mesh, PartitionSpec(*spec))
+        for spec in ((BATCH_AXES,), ("tensor", "fsdp"), ("tensor",))
+    )
+    inputs = jax.device_put(inputs, [rows, table, vector])
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        ours, (values, right) = jax.jit(jax.grad(weighted, (0, 1, 2), has_aux=True))(*inputs)
+    np.testing.assert_allclose(values, losses, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(right, correct)
+    for gradient, reference in zip(ours, gradients, strict=True):
+        np.testing.assert_allclose(gradient, reference, rtol=2e-5, atol=2e-5)
