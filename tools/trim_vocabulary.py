@@ -1,6 +1,8 @@
 """Makes a smaller model by keeping only the tokens that some languages need.
 
-All bytes and special tokens stay, so that every text can still be read; texts of other languages take more tokens.
+All bytes (of a Unigram: single characters) and special tokens stay, so that every text that could be read still can;
+texts of other languages take more tokens. BPE with byte fallback (Gemma 2's, mmBERT's), byte-level BPE (ModernBERT's),
+Unigram (XLM-R's).
 Where all tokens of a text were kept, the tokens and the hidden states are the same as before.
 """
 
@@ -59,14 +61,22 @@ def main() -> None:
         help="keep tokens that occur so often; rarer ones are spelled in shorter ones (default: 1)",
     )
     parser.add_argument(
+        "--multiple_of",
+        type=int,
+        default=64,
+        metavar="N",
+        help="rows of the embedding, filled up with some that no token has (default: 64; 1: none)",
+    )
+    parser.add_argument(
         "--tokenizer", help="of a checkpoint; by default the one that it was trained with"
     )
     parser.add_argument(
         "--output", required=True, type=place, help="a new folder, or an earlier one to replace"
     )
     args = parser.parse_args()
-    if args.min_count < 1:
-        raise UserError(f"--min_count {args.min_count}: it has to be 1 or more")
+    for name in ("min_count", "multiple_of"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: it has to be 1 or more")
     check_output(args.output)
     inputs, notes = find_inputs(args.input, language=None, default_language="")
     for note in notes:
@@ -81,6 +91,7 @@ def main() -> None:
             fields,
             languages=args.languages,
             min_count=args.min_count,
+            multiple_of=args.multiple_of,
             name=str(args.model),
         )
 

@@ -1,29 +1,21 @@
 """A Hugging Face folder with a vocabulary of only what some languages need; the embedding is most of a small model."""
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
-
-import numpy as np
 
 from mmbert_jax.data.sources import Document, Fields, Input, parse_chunk, read_chunks
-from mmbert_jax.data.special_tokens import TOKENIZER_CONFIG, TOKENIZER_JSON
+from mmbert_jax.data.special_ids import ROLES
+from mmbert_jax.data.special_tokens import TOKENIZER_JSON
 from mmbert_jax.data.tokenizer import HuggingFaceTokenizer
 from mmbert_jax.errors import UserError
-from mmbert_jax.files import to_json, write_json, write_text
-from mmbert_jax.hf.export import check_output, check_written, new_folder
-from mmbert_jax.hf.weights import open_weights, save_weights
+from mmbert_jax.files import read_json, to_json, write_json, write_text
+from mmbert_jax.hf.export import check_output, new_folder
 from mmbert_jax.places import Place, place, resolved
+from mmbert_jax.surgery.trimmed_files import read_naming_files, write_model, write_names
 from mmbert_jax.surgery.vocabulary import check_supported, ids_to_keep, trim_description
 
 REPORT = "trim.json"
-# Tensors with a row for each id, in any of the model's classes.
-BY_ID = ("tok_embeddings.weight", "decoder.weight", "decoder.bias")
-# `tokenizer.model` is not copied: it would still have the whole vocabulary.
-COPIED = ("special_tokens_map.json",)
-MAX_SHARD_BYTES = 5_000_000_000
 
 
 @dataclasses.dataclass
@@ -49,6 +41,7 @@ def trim_vocabulary(
     *,
     languages: Collection[str] | None,
     min_count: int = 1,
+    multiple_of: int = 64,
     name: str | None = None,
 ) -> dict:
     """Writes a folder with the tokens that texts need, model and tokeniser alike, and `trim.json` with what it costs.
@@ -59,13 +52,16 @@ def trim_vocabulary(
       inputs, fields: texts, see `data.sources`. They are read twice.
       languages: those whose tokens are kept; None for all. The others are measured only.
       min_count: tokens that are rarer in those texts are left out and spelled in shorter ones.
+      multiple_of: the embedding gets rows that no token has until their number is a multiple of this: matrix units and
+        sharding prefer round numbers.
       name: what the report calls the model; None: by its path.
 
     Returns:
       What is written to `trim.json`.
 
     Raises:
-      UserError: a tokeniser of another kind, no text in a language, an output folder that holds something else.
+      UserError: a tokeniser of another kind, no text in a language, a damaged file, an output folder that holds
+        something else.
     """
     name = name or str(source)
     check_output(output)
@@ -74,9 +70,14 @@ def trim_vocabulary(
     tokenizer_path = source / TOKENIZER_JSON
     if not tokenizer_path.is_file():
         raise UserError(f"{source} has no {TOKENIZER_JSON}; only such tokenisers can be trimmed")
-    description = json.loads(tokenizer_path.read_bytes())
-    check_supported(description, str(tokenizer_path))
     before = HuggingFaceTokenizer(tokenizer_path)
+    description, files = read_json(tokenizer_path), read_naming_files(source)
+    check_supported(description, str(tokenizer_path))
+    special = {getattr(before.special, role) for role in ROLES} - {None}
+    named = special | files.ids()
+    _keep(
+        description, (), named, tokenizer_path
+    )  # refuses what has no piece, before the texts are read
 
     counts, found = _count(before, inputs, fields, languages)
     for language in languages or ():
@@ -86,15 +87,18 @@ def trim_vocabulary(
             )
     if not counts:
         raise UserError("there is no text to take the vocabulary from: check --input")
-    keep = ids_to_keep(description, [i for i, count in counts.items() if count >= min_count])
+    used = [i for i, count in counts.items() if count >= min_count]
+    keep = _keep(description, used, named, tokenizer_path)
+    rows = -(-len(keep) // multiple_of) * multiple_of
 
     with new_folder(output, phase="trimmed") as folder:
-        trimmed = trim_description(description, keep)
-        write_json(folder / TOKENIZER_JSON, trimmed)
-        _trim_names(source, folder, keep)
+        write_json(folder / TOKENIZER_JSON, trim_description(description, keep))
+        new_id = {old: new for new, old in enumerate(keep)}
+        write_names(source, folder, files.renumbered(new_id, rows))
         after = HuggingFaceTokenizer(folder / TOKENIZER_JSON)
-        costs = _compare(before, after, keep, inputs, fields, languages)
-        sizes = _trim_model(source, folder, keep)
+        _check_special(before, after, new_id)
+        costs = _compare(before, after, new_id, inputs, fields, languages)
+        sizes = write_model(source, folder, files, keep, rows)
         report = {
             "model": name,
             "min_count": min_count,
@@ -118,7 +122,7 @@ def table(report: Mapping, most: int = 40) -> str:
       most: lines for languages at most.
     """
     lines = [f"{'':<22}{'before':>15}{'after':>15}"]
-    for name in ("vocabulary", "parameters", "bytes"):
+    for name in ("vocabulary", "rows", "parameters", "bytes"):
         size = report[name]
         share = size["after"] / size["before"]
         lines.append(f"{name:<22}{size['before']:>15,}{size['after']:>15,}{share:>8.1%}")
@@ -146,13 +150,24 @@ def table(report: Mapping, most: int = 40) -> str:
     return "\n".join(lines)
 
 
+def _keep(
+    description: Mapping, used: Collection[int], named: Collection[int], path: Place
+) -> list[int]:
+    try:
+        return ids_to_keep(description, used, named)
+    except UserError as error:  # which does not know the file
+        raise UserError(f"{path}: {error}") from None
+
+
 def _documents(
-    inputs: Sequence[Input], fields: Fields, tokenizer: HuggingFaceTokenizer
-) -> Iterator[tuple[Document, list[int]]]:
+    inputs: Sequence[Input], fields: Fields, *tokenizers: HuggingFaceTokenizer
+) -> Iterator[tuple[Document, *tuple[list[int], ...]]]:
+    """Every document, and its ids by each tokeniser."""
     for chunk in read_chunks(inputs):
         documents = parse_chunk(chunk, fields)
-        ids = tokenizer.encode_batch([document.text for document in documents])
-        yield from zip(documents, ids, strict=True)
+        texts = [document.text for document in documents]
+        ids = [tokenizer.encode_batch(texts) for tokenizer in tokenizers]
+        yield from zip(documents, *ids, strict=True)
 
 
 def _count(
@@ -171,24 +186,31 @@ def _count(
     return counts, found
 
 
+def _check_special(
+    before: HuggingFaceTokenizer, after: HuggingFaceTokenizer, new_id: Mapping[int, int]
+) -> None:
+    for role in ROLES:
+        i, found = getattr(before.special, role), getattr(after.special, role)
+        if found != new_id.get(i):
+            raise RuntimeError(f"the trimmed tokeniser has {found} for {role}, not {new_id.get(i)}")
+
+
 def _compare(
     before: HuggingFaceTokenizer,
     after: HuggingFaceTokenizer,
-    keep: Sequence[int],
+    new_id: Mapping[int, int],
     inputs: Sequence[Input],
     fields: Fields,
     languages: Collection[str] | None,
 ) -> dict[str, LanguageCost]:
     """Both tokenisers on every text; where all tokens were kept, they have to agree."""
-    new_id = {old: new for new, old in enumerate(keep)}
     costs: dict[str, LanguageCost] = {}
-    for document, ids in _documents(inputs, fields, before):
+    for document, ids, found in _documents(inputs, fields, before, after):
         language = document.language
         if language not in costs:
             costs[language] = LanguageCost(kept=languages is None or language in languages)
         cost = costs[language]
         expected = [new_id.get(i) for i in ids]
-        found = after.encode(document.text)
         if None not in expected:
             if found != expected:
                 raise RuntimeError(
@@ -201,55 +223,3 @@ def _compare(
         cost.tokens_before += len(ids)
         cost.tokens_after += len(found)
     return costs
-
-
-def _trim_names(source: Place, folder: Path, keep: Sequence[int]) -> None:
-    """Writes the files beside tokenizer.json that name its special tokens."""
-    new_id = {old: new for new, old in enumerate(keep)}
-    if (source / TOKENIZER_CONFIG).is_file():
-        config = json.loads((source / TOKENIZER_CONFIG).read_bytes())
-        if "added_tokens_decoder" in config:
-            added = config["added_tokens_decoder"].items()
-            config["added_tokens_decoder"] = {str(new_id[int(i)]): token for i, token in added}
-        write_json(folder / TOKENIZER_CONFIG, config)
-    for name in COPIED:
-        if (source / name).is_file():
-            (folder / name).write_bytes((source / name).read_bytes())
-
-
-def _trim_model(source: Place, folder: Path, keep: Sequence[int]) -> dict[str, dict[str, int]]:
-    """Writes weights and config.json; returns parameters and bytes before and after."""
-    fields = json.loads((source / "config.json").read_bytes())
-    shapes, read = open_weights(source)
-    vocab_size = fields["vocab_size"]
-    if keep[-1] >= vocab_size:
-        raise UserError(
-            f"{source}: its tokeniser has the id {keep[-1]}, but config.json's vocab_size is {vocab_size}"
-        )
-    tensors, before = {}, 0
-    for name, shape in shapes.items():
-        tensor = read(name)
-        before += tensor.nbytes
-        if name.endswith(BY_ID):
-            if shape[0] != vocab_size:
-                raise UserError(
-                    f"{source}: {name} has {shape[0]} rows, but config.json's vocab_size is {vocab_size}"
-                )
-            tensor = tensor[np.asarray(keep)]
-        tensors[name] = tensor
-    save_weights(folder, tensors, MAX_SHARD_BYTES)
-    check_written(folder, tensors)
-
-    new_id = {old: new for new, old in enumerate(keep)}
-    fields["vocab_size"] = len(keep)
-    for name, value in fields.items():
-        if name.endswith("_token_id") and value in new_id:
-            fields[name] = new_id[value]
-    write_json(folder / "config.json", fields)
-    return {
-        "parameters": {
-            "before": sum(int(np.prod(shape)) for shape in shapes.values()),
-            "after": sum(tensor.size for tensor in tensors.values()),
-        },
-        "bytes": {"before": before, "after": sum(tensor.nbytes for tensor in tensors.values())},
-    }

@@ -20,6 +20,7 @@ from small_tokenizer import write_small_tokenizer
 
 from mmbert_jax.checkpoint import save_params
 from mmbert_jax.data.cldr_text import documents
+from mmbert_jax.data.sources import Fields, find_inputs
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.data.train_tokenizer import train
 from mmbert_jax.errors import UserError
@@ -30,6 +31,7 @@ from mmbert_jax.hf.tokenizer import to_hf_files
 from mmbert_jax.hf.weights import save_weights
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import encode, init_params, outputs
+from mmbert_jax.surgery.trim import trim_vocabulary
 from mmbert_jax.surgery.vocabulary import check_supported, ids_to_keep, trim_description
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,15 +134,20 @@ def test_the_folder_is_complete_and_says_what_it_costs(whole, trimmed):
     params, config, _ = load_hf(folder)
     report = json.loads((folder / "trim.json").read_text())
     keep = report["kept_ids"]
-    assert config.vocab_size == len(keep) == load_tokenizer(folder).vocab_size < 1800
+    n = len(keep)
+    assert n == load_tokenizer(folder).vocab_size < 1800
+    assert n <= config.vocab_size < n + 64
+    assert config.vocab_size % 64 == 0
     assert keep[:5] == [0, 1, 2, 3, 4]
     full, _, _ = load_hf(whole)
     np.testing.assert_array_equal(
-        params["embeddings"]["tokens"], full["embeddings"]["tokens"][keep]
+        params["embeddings"]["tokens"][:n], full["embeddings"]["tokens"][keep]
     )
-    np.testing.assert_array_equal(params["head"]["bias"], full["head"]["bias"][keep])
+    assert not params["embeddings"]["tokens"][n:].any()
+    np.testing.assert_array_equal(params["head"]["bias"][:n], full["head"]["bias"][keep])
     saved = report["parameters"]["before"] - report["parameters"]["after"]
-    assert saved == (3010 - len(keep)) * 65
+    assert saved == (3010 - config.vocab_size) * 65
+    assert report["rows"] == {"before": 3010, "after": config.vocab_size}
     costs = report["languages"]
     assert set(costs) == set(LANGUAGES)
     assert [name for name, cost in costs.items() if cost["kept"]] == list(KEPT)
@@ -183,7 +190,9 @@ def test_hidden_states_and_logits_are_the_same_where_all_tokens_were_kept(whole,
     )
     logits = outputs(full, config, tokens[:8], segments[:8], positions[:8])
     found = outputs(small, small_config, small_tokens[:8], segments[:8], positions[:8])
-    np.testing.assert_allclose(found, np.asarray(logits)[..., keep], rtol=0, atol=1e-5)
+    n = len(keep)
+    np.testing.assert_allclose(found[..., :n], np.asarray(logits)[..., keep], rtol=0, atol=1e-5)
+    assert not np.exp(found[..., n:] - found.max(axis=-1, keepdims=True)).any()  # never predicted
 
 
 def test_every_text_can_be_read_and_written_back(trimmed):
@@ -286,7 +295,7 @@ def test_transformers_loads_the_folder(whole, trimmed):
         with torch.no_grad():
             logits.append(model(**inputs).logits[0].numpy())
     assert [keep[i] for i in ids[1]] == ids[0]
-    np.testing.assert_allclose(logits[1], logits[0][:, keep], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(logits[1][:, : len(keep)], logits[0][:, keep], rtol=0, atol=1e-4)
 
 
 def test_real_text_in_hundreds_of_languages(tmp_path):
@@ -363,11 +372,54 @@ def test_refuses(whole, corpus, trimmed, tmp_path):
         assert message in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
     description = json.loads((whole / "tokenizer.json").read_text(encoding="utf-8"))
+    without = {p: i for p, i in description["model"]["vocab"].items() if p != "<0x41>"}
+    check_supported(with_model(description, vocab=without | {"A": 9000}), "x")
     for change, message in (
-        ({"type": "Unigram"}, "it is a Unigram"),
-        ({"byte_fallback": False}, "no byte fallback"),
+        ({"type": "WordPiece"}, "it is a WordPiece"),
+        ({"byte_fallback": False}, "without byte fallback"),
         ({"ignore_merges": True}, "whole words"),
-        ({"vocab": {"a": 0}}, "0 of the 256 bytes"),
+        ({"dropout": 0.1}, "at random"),
+        ({"vocab": {p: i for p, i in without.items() if p != "A"}}, "255 of the 256 bytes"),
     ):
         with pytest.raises(UserError, match=message):
-            check_supported(description | {"model": description["model"] | change}, "x")
+            check_supported(with_model(description, **change), "x")
+
+
+def with_model(description, **changes):
+    return description | {"model": description["model"] | changes}
+
+
+DAMAGES = {
+    "tokenizer.json": [
+        (b"{", "not a tokenizer.json"),
+        (b"[]", "not a tokenizer.json"),
+        (b'{"model": {}}', "not a tokenizer.json"),
+    ],
+    "config.json": [
+        (b"{", "config.json is damaged"),
+        (b"[]", "does not hold a JSON object"),
+        (b"{}", "vocab_size is None"),
+        (b'{"vocab_size": 3010, "pad_token_id": 3005}', "no piece with the id 3005"),
+        (b'{"vocab_size": 99, "pad_token_id": 0}', "vocab_size is 99"),
+    ],
+    "tokenizer_config.json": [
+        (b"{", "is damaged"),
+        (b'{"added_tokens_decoder": []}', "does not go from ids to tokens"),
+        (b'{"added_tokens_decoder": {"a": {}}}', "does not go from ids to tokens"),
+        (b'{"added_tokens_decoder": {"4000": {}}}', "no piece with the id 4000"),
+    ],
+}
+
+
+@pytest.mark.parametrize("file", DAMAGES)
+def test_a_damaged_folder_is_refused_in_one_line(file, whole, corpus, tmp_path):
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json", "model.safetensors"):
+        if (whole / name).exists():
+            (tmp_path / name).write_bytes((whole / name).read_bytes())
+    inputs, _ = find_inputs([str(corpus)], None)
+    for data, message in DAMAGES[file]:
+        (tmp_path / file).write_bytes(data)
+        with pytest.raises(UserError, match=message) as error:
+            trim_vocabulary(tmp_path, tmp_path / "o", inputs, Fields(), languages=["sw"])
+        assert str(tmp_path) in str(error.value)
+        assert not (tmp_path / "o").exists()
