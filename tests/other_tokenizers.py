@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +21,19 @@ def sentences(count: int, seed: int = 0) -> list[str]:
     return [" ".join(rng.choice(WORDS, rng.integers(4, 30))) for _ in range(count)]
 
 
-def byte_level() -> tokenizers.Tokenizer:
+def byte_level(texts: Sequence[str] | None = None, vocab_size: int = 400) -> tokenizers.Tokenizer:
     """Like ModernBERT's: byte-level BPE with a few special tokens in front, most at the end, and unused ones last."""
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400,
+        vocab_size=vocab_size,
         special_tokens=["<|endoftext|>", "<|padding|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(sentences(300), trainer)
+    tokenizer.train_from_iterator(texts or sentences(300), trainer)
     added = tokenizers.AddedToken
     tokenizer.add_tokens([added("|||IP_ADDRESS|||", special=True), added("  ", special=False)])
     special = [added(f"[{name}]", special=True) for name in ("UNK", "CLS", "SEP", "PAD")]
@@ -41,7 +42,7 @@ def byte_level() -> tokenizers.Tokenizer:
     return _around(tokenizer, "[CLS]", "[SEP]")
 
 
-def unigram() -> tokenizers.Tokenizer:
+def unigram(texts: Sequence[str] | None = None, vocab_size: int = 300) -> tokenizers.Tokenizer:
     """Like XLM-R's: <s>, <pad>, </s>, <unk> in front and <mask> last, all of them in the vocabulary."""
     tokenizer = tokenizers.Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence(
@@ -52,13 +53,13 @@ def unigram() -> tokenizers.Tokenizer:
     )
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.UnigramTrainer(
-        vocab_size=300,
+        vocab_size=vocab_size,
         special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
         unk_token="<unk>",
         initial_alphabet=list("<>/sabcdefghijklmnopqrtuvwxyz"),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(sentences(300), trainer)
+    tokenizer.train_from_iterator(texts or sentences(300), trainer)
     description = json.loads(tokenizer.to_str())
     description["model"]["vocab"].append(["<mask>", 0.0])
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
@@ -106,13 +107,15 @@ def write(kind: str, folder: Path) -> Path:
     return folder
 
 
-def write_by_transformers(kind: str, folder: Path) -> Path:
-    """Writes the files that `transformers` makes of it."""
+def write_by_transformers(
+    kind: str, folder: Path, tokenizer: tokenizers.Tokenizer | None = None
+) -> Path:
+    """Writes the files that `transformers` makes of it, or of another tokeniser of its kind."""
     from transformers import PreTrainedTokenizerFast
 
     pieces = KINDS[kind]
     PreTrainedTokenizerFast(
-        tokenizer_object=make(kind),
+        tokenizer_object=tokenizer or make(kind),
         pad_token=pieces["pad"],
         cls_token=pieces["bos"],
         sep_token=pieces["eos"],

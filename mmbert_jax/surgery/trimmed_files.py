@@ -41,7 +41,7 @@ class NamingFiles:
     def ids(self) -> set[int]:
         """All ids that they name."""
         return {i for _, ids in _ids_by_field(self.config) for i in ids} | {
-            int(i) for i in self._added().keys()
+            int(i) for i in self._added()
         }
 
     def _added(self) -> Mapping[str, Any]:
@@ -69,14 +69,10 @@ def read_naming_files(folder: Place) -> NamingFiles:
         raise UserError(f"{folder / CONFIG}: vocab_size is {size!r}; it has to be a whole number")
     path = folder / TOKENIZER_CONFIG
     names = _read_object(path) if path.is_file() else None
-    files = NamingFiles(config, names)
-    try:
-        files.ids()
-    except (AttributeError, ValueError) as error:
-        raise UserError(
-            f"{path}: added_tokens_decoder does not go from ids to tokens ({error})"
-        ) from None
-    return files
+    added = (names or {}).get("added_tokens_decoder")
+    if added is not None and not (isinstance(added, Mapping) and all(i.isdecimal() for i in added)):
+        raise UserError(f"{path}: added_tokens_decoder does not go from ids to tokens")
+    return NamingFiles(config, names)
 
 
 def write_names(source: Place, folder: Path, files: NamingFiles) -> None:
