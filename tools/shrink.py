@@ -1,4 +1,4 @@
-"""Makes a smaller model from a larger one by sampling layers, heads and dimensions at regular strides.
+"""Makes a smaller model from a larger one, whatever its head, by sampling layers, heads and dimensions regularly.
 
 What comes out is a checkpoint to start a phase from, `--config.init_from=OUTPUT`: it is worth much less than the larger
 model before it is trained, and learns faster than one that starts from nothing.
@@ -11,16 +11,20 @@ import numpy as np
 from mmbert_jax.checkpoint import restore_params, save_params
 from mmbert_jax.errors import run_main
 from mmbert_jax.files import check_folder
+from mmbert_jax.hf.imported import import_meta
+from mmbert_jax.hf.load import load_model
 from mmbert_jax.model.config import ModelConfig
-from mmbert_jax.places import place
-from mmbert_jax.surgery.shrink import pick_layers, shrink, shrunk_meta, smaller_config
+from mmbert_jax.places import Place, place
+from mmbert_jax.run import is_run
+from mmbert_jax.surgery.shrink import shrink, shrunk_meta, smaller_config
 
 EXAMPLE = """example (mmBERT small from base):
   python tools/shrink.py --checkpoint runs/base/phase1 --hidden_size 384 --output runs/small/start
   python -m mmbert_jax.train --config configs/phase1.py:small --workdir runs/small/phase1 \\
       --config.data.corpus=CORPORA --config.init_from=runs/small/start
 
-A Hugging Face folder becomes a checkpoint with tools/import_hf.py.
+half of the layers of a classifier that `transformers` wrote, the same width:
+  python tools/shrink.py --checkpoint downloads/classifier --drop_every 2 --output runs/classifier-half
 """
 
 
@@ -29,35 +33,63 @@ def main() -> None:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--checkpoint", required=True, help="the larger model: a run folder or a checkpoint in it"
+        "--checkpoint",
+        required=True,
+        type=place,
+        help="the larger model: a run folder, a checkpoint in it, or a Hugging Face folder",
     )
     parser.add_argument(
         "--hidden_size", type=int, help="default: as it is; heads keep their size and get fewer"
     )
-    parser.add_argument("--num_layers", type=int, help="default: as it is")
+    parser.add_argument(
+        "--num_layers",
+        type=int,
+        help="default: as it is; global and local ones are picked apart, so that they take turns as before",
+    )
+    parser.add_argument(
+        "--drop_every",
+        type=int,
+        metavar="N",
+        help="drop the last of every N layers instead; for mmBERT 2 or 3, with others the kinds have no period",
+    )
     parser.add_argument("--intermediate_size", type=int, help="of the GLU; default: as it is")
     parser.add_argument("--output", required=True, type=place, help="the checkpoint's folder, new")
     args = parser.parse_args()
     check_folder(args.output)
 
-    params, meta = restore_params(args.checkpoint)
+    params, meta = _read(args.checkpoint)
     config = ModelConfig.from_config(meta["config"]["model"])
-    smaller = smaller_config(
+    smaller, layers = smaller_config(
         config,
         hidden_size=args.hidden_size,
         num_layers=args.num_layers,
+        drop_every=args.drop_every,
         intermediate_size=args.intermediate_size,
     )
-    layers = pick_layers(config, smaller)
-    sampled = shrink(params, config, smaller)
+    sampled = shrink(params, config, smaller, layers)
     save_params(args.output, sampled, shrunk_meta(meta, str(args.checkpoint), smaller, layers))
 
     print(f"{'':<20}{'larger':>12}{'smaller':>12}")
-    for name in ("num_layers", "hidden_size", "num_heads", "intermediate_size", "vocab_size"):
+    for name in (
+        "num_layers",
+        "global_every",
+        "hidden_size",
+        "num_heads",
+        "intermediate_size",
+        "vocab_size",
+    ):
         print(f"{name:<20}{getattr(config, name):>12,}{getattr(smaller, name):>12,}")
     print(f"{'parameters':<20}{_count(params):>12,}{_count(sampled):>12,}")
     print("layers from " + " ".join(map(str, layers)))
     print(f"wrote {args.output}")
+
+
+def _read(path: Place) -> tuple[dict, dict]:
+    """Parameters and meta."""
+    if (path / "config.json").is_file() and not is_run(path):
+        model = load_model(path)
+        return model.params, import_meta(path, model.config)
+    return restore_params(path)
 
 
 def _count(tree) -> int:
