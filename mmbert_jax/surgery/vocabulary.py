@@ -72,12 +72,11 @@ def ids_to_keep(
     if model["type"] == UNIGRAM:
         return sorted(kept | _always_in_unigram(model["vocab"]))
     kept |= _always_in_bpe(description)
-    vocabulary: Mapping[str, int] = model["vocab"]
-    ranks = {pair: rank for rank, pair in enumerate(_merges(description))}
     added = {token["id"] for token in description["added_tokens"]}
-    for i in used - added:
-        if not BYTE.fullmatch(pieces[i]):
-            kept.update(vocabulary[piece] for piece in _built_from(pieces[i], ranks))
+    merged = [pieces[i] for i in used - added if not BYTE.fullmatch(pieces[i])]
+    ranks = {pair: rank for rank, pair in enumerate(_merges(description))} if merged else {}
+    for piece in merged:
+        kept.update(model["vocab"][part] for part in _built_from(piece, ranks))
     return sorted(kept)
 
 
