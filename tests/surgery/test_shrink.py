@@ -1,19 +1,17 @@
 """Shrinking: what is sampled, that variances stay, that training goes faster from there, what the tool writes."""
 
 import dataclasses
-import importlib.util
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import tiny_config
+from tool_in_process import run_tool
 
 from mmbert_jax.checkpoint import restore_params, save_params
 from mmbert_jax.data.cldr_text import documents
-from mmbert_jax.errors import UserError, run_main
+from mmbert_jax.errors import UserError
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import ENCODER, KINDS, MASKED_LM, MLM, HeadConfig, init_params, outputs
 from mmbert_jax.model.row_keys import in_words
@@ -26,7 +24,6 @@ from mmbert_jax.step import (
 )
 from mmbert_jax.surgery.shrink import picks, shrink, smaller_config
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "shrink.py"
 BASE = ModelConfig()
 SMALL = ModelConfig(hidden_size=384, num_heads=6)
 TINY = ModelConfig(vocab_size=60, hidden_size=32, num_layers=7, num_heads=4, intermediate_size=12)
@@ -291,19 +288,6 @@ def test_variances_stay_where_inputs_are_independent():
         assert after[name] == pytest.approx(before[name], rel=0.05), name
 
 
-def run(monkeypatch, capsys, *arguments):
-    """The tool in this process: its exit status, and what it printed."""
-    spec = importlib.util.spec_from_file_location("shrink_tool", TOOL)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-    try:
-        run_main(tool.main)
-    except SystemExit as ended:
-        return ended.code, capsys.readouterr().err
-    return 0, capsys.readouterr().out
-
-
 def random_params(config, head=MASKED_LM):
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes(config, head))
@@ -322,7 +306,7 @@ def test_the_tool_writes_a_checkpoint_to_start_from(tmp_path, monkeypatch, capsy
     save_params(tmp_path / "base", random_params(shape), meta)
     arguments = ("--checkpoint", tmp_path / "base", "--output", tmp_path / "small")
     sizes = ("--hidden_size", 16, "--num_layers", 2)
-    status, printed = run(monkeypatch, capsys, *arguments, *sizes)
+    status, printed = run_tool("shrink", monkeypatch, capsys, *arguments, *sizes)
     assert status == 0, printed
     assert "layers from 0 1" in printed
     params, found = restore_params(tmp_path / "small")
@@ -333,7 +317,7 @@ def test_the_tool_writes_a_checkpoint_to_start_from(tmp_path, monkeypatch, capsy
     assert found["tokenizer"] == meta["tokenizer"]
     assert (found["phase"], found["step"]) == ("shrunk", 0)
 
-    status, printed = run(monkeypatch, capsys, *arguments, *sizes)
+    status, printed = run_tool("shrink", monkeypatch, capsys, *arguments, *sizes)
     assert status == 2
     assert "is not empty" in printed
 
@@ -357,7 +341,8 @@ def test_half_of_a_classifiers_layers(tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
     model = transformers.ModernBertForSequenceClassification(config).eval()
     model.save_pretrained(tmp_path / "hf")
-    status, printed = run(
+    status, printed = run_tool(
+        "shrink",
         monkeypatch,
         capsys,
         *("--checkpoint", tmp_path / "hf", "--drop_every", 2, "--output", tmp_path / "half"),

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shared_data import shared_file
 from small_tokenizer import write_small_tokenizer
+from tool_in_process import TOOLS, run_tool
 
 from mmbert_jax.checkpoint import save_params
 from mmbert_jax.data.cldr_text import documents
@@ -34,8 +35,6 @@ from mmbert_jax.model.heads import encode, init_params, outputs
 from mmbert_jax.surgery.trim import trim_vocabulary
 from mmbert_jax.surgery.vocabulary import check_supported, ids_to_keep, trim_description
 
-ROOT = Path(__file__).resolve().parents[2]
-TOOL = ROOT / "tools" / "trim_vocabulary.py"
 KEPT = ("de", "el")
 LANGUAGES = (*KEPT, "nl", "en", "ru", "th", "hi", "ja", "ar", "sw")
 
@@ -88,21 +87,18 @@ def corpus(tmp_path_factory):
     return path
 
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, str(TOOL), *map(str, arguments)],
+@pytest.fixture(scope="module")
+def trimmed(whole, corpus, tmp_path_factory):
+    """What the command line makes of it, and what it prints."""
+    output = tmp_path_factory.mktemp("trimmed") / "small"
+    arguments = ("--model", whole, "--input", corpus, "--languages", *KEPT, "--output", output)
+    result = subprocess.run(
+        [sys.executable, str(TOOLS / "trim_vocabulary.py"), *map(str, arguments)],
         capture_output=True,
         text=True,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         check=False,
     )
-
-
-@pytest.fixture(scope="module")
-def trimmed(whole, corpus, tmp_path_factory):
-    """What the command line makes of it, and what it prints."""
-    output = tmp_path_factory.mktemp("trimmed") / "small"
-    result = run("--model", whole, "--input", corpus, "--languages", *KEPT, "--output", output)
     assert result.returncode == 0, result.stderr
     assert [path.name for path in output.parent.iterdir()] == ["small"]
     return output, result.stdout
@@ -333,7 +329,9 @@ def test_real_text_in_hundreds_of_languages(tmp_path):
     assert unchanged >= sum(len(by_language[language]) for language in kept)
 
 
-def test_a_checkpoint_is_trimmed_like_its_export(whole, corpus, trimmed, tmp_path):
+def test_a_checkpoint_is_trimmed_like_its_export(
+    whole, corpus, trimmed, tmp_path, monkeypatch, capsys
+):
     params, config, _ = load_hf(whole)
     meta = {
         "phase": "decay_all",
@@ -347,16 +345,17 @@ def test_a_checkpoint_is_trimmed_like_its_export(whole, corpus, trimmed, tmp_pat
     }
     save_params(tmp_path / "run", params, meta)
     output = tmp_path / "small"
-    result = run(
-        "--model", tmp_path / "run", "--input", corpus, "--languages", *KEPT, "--output", output
+    arguments = ("--input", corpus, "--languages", *KEPT, "--output", output)
+    status, printed = run_tool(
+        "trim_vocabulary", monkeypatch, capsys, "--model", tmp_path / "run", *arguments
     )
-    assert result.returncode == 0, result.stderr
+    assert status == 0, printed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "small"]
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         assert (output / name).read_bytes() == (trimmed[0] / name).read_bytes(), name
 
 
-def test_refuses(whole, corpus, trimmed, tmp_path):
+def test_refuses(whole, corpus, tmp_path, monkeypatch, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "mine.txt").write_text("")
     arguments = ("--model", whole, "--input", corpus)
@@ -366,10 +365,11 @@ def test_refuses(whole, corpus, trimmed, tmp_path):
             "--languages xx: no text in it",
         ),
         (("--output", tmp_path / "mine"), "no export wrote"),
+        (("--output", tmp_path / "out", "--multiple_of", 0), "--multiple_of 0: it has to be 1"),
     ):
-        result = run(*arguments, *given_)
-        assert result.returncode == 2, result.stderr
-        assert message in result.stderr
+        status, printed = run_tool("trim_vocabulary", monkeypatch, capsys, *arguments, *given_)
+        assert status == 2, printed
+        assert message in printed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
     description = json.loads((whole / "tokenizer.json").read_text(encoding="utf-8"))
     without = {p: i for p, i in description["model"]["vocab"].items() if p != "<0x41>"}
