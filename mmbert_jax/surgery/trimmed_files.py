@@ -12,6 +12,7 @@ from mmbert_jax.data.special_tokens import TOKENIZER_CONFIG
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import read_json, write_json
 from mmbert_jax.hf.export import check_written
+from mmbert_jax.hf.sentence_transformers import module_files, write_modules
 from mmbert_jax.hf.weights import open_weights, save_weights
 from mmbert_jax.places import Place
 
@@ -76,12 +77,13 @@ def read_naming_files(folder: Place) -> NamingFiles:
 
 
 def write_names(source: Place, folder: Path, files: NamingFiles) -> None:
-    """The files that name the tokens of the tokenizer.json in `folder`."""
+    """The files that name the tokens of the tokenizer.json in `folder`, and modules of Sentence Transformers."""
     if files.tokenizer_config is not None:
         write_json(folder / TOKENIZER_CONFIG, files.tokenizer_config)
     for name in COPIED:
         if (source / name).is_file():
             (folder / name).write_bytes((source / name).read_bytes())
+    write_modules(folder, module_files(source) or {})
 
 
 def write_model(

@@ -4,13 +4,16 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from peers import ROOT, run_under
 from small_tokenizer import write_small_tokenizer
 from test_versions import CONFIG, LONGEST, random_params
 
+import mmbert_jax
 from mmbert_jax.checkpoint import read_meta, restore_params, save_params
+from mmbert_jax.data.sources import Fields, find_inputs
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.errors import UserError
 from mmbert_jax.hf.config import to_hf
@@ -33,8 +36,9 @@ from mmbert_jax.merge.merge import merge
 from mmbert_jax.merge.models import open_model
 from mmbert_jax.merge.output import write_merged
 from mmbert_jax.merge.recipe import make_recipe
-from mmbert_jax.model.heads import ENCODER, HeadConfig, outputs, pool
+from mmbert_jax.model.heads import ENCODER, HeadConfig
 from mmbert_jax.surgery.shrink import shrink
+from mmbert_jax.surgery.trim import trim_vocabulary
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -63,37 +67,38 @@ def work(tmp_path_factory):
     return folder
 
 
-def vectors(model, tokenizer, modules, texts, prompt: str) -> np.ndarray:
-    """All texts in one packed row, as inference computes them."""
-    limit = modules.max_length or LONGEST
-    ids = [[2, *tokenizer.encode(prompt + text)[: limit - 2], 1] for text in texts]
-    size = 64 * -(-sum(map(len, ids)) // 64)
-    tokens, segments, positions = np.zeros((3, 1, size), np.int32)
-    start = 0
-    for number, text in enumerate(ids, 1):
-        stop = start + len(text)
-        tokens[0, start:stop], segments[0, start:stop] = text, number
-        positions[0, start:stop] = np.arange(len(text))
-        start = stop
-    shape = model.config.model
-    hidden = outputs(model.params, shape, tokens, segments, positions, HeadConfig(ENCODER))
-    pooled = pool(hidden, segments, len(ids), modules.pooling)[0]
-    return np.asarray(apply_modules(modules, pooled))[:, : modules.truncate_dim]
-
-
+@pytest.mark.parametrize("kind", ["folder", "run"])
 @pytest.mark.parametrize("name", READ)
-def test_vectors_are_those_of_the_library(work, name):
+def test_vectors_are_those_of_the_library(work, exported, name, kind):
+    """From the library's folder, and from a checkpoint that was imported from it."""
     folder = work / "models" / name
-    model, modules, tokenizer = load_model(folder), read_modules(folder), load_tokenizer(folder)
+    model = mmbert_jax.load(
+        folder if kind == "folder" else work / "runs" / name, devices=jax.devices()[:1]
+    )
     texts = json.loads((work / "texts.json").read_text())
     theirs = np.load(folder.with_suffix(".npz"))
-    default = modules.prompts.get(modules.default_prompt, "")
-    ours = vectors(model, tokenizer, modules, texts, default)
-    np.testing.assert_allclose(ours, theirs["plain"], rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(model.encode(texts), theirs["plain"], rtol=0, atol=TOLERANCE)
     assert np.abs(theirs["plain"]).max() > 0.1, "too flat to compare"
     if "prompted" in theirs:
-        ours = vectors(model, tokenizer, modules, texts, modules.prompts["query"])
+        ours = model.encode(texts, prompt_name="query")
         np.testing.assert_allclose(ours, theirs["prompted"], rtol=0, atol=TOLERANCE)
+    assert model.encode(texts[0]).shape == theirs["plain"][0].shape
+    with pytest.raises(UserError, match="prompt_name is 'question'"):
+        model.encode(texts, prompt_name="question")
+
+
+def test_a_trimmed_model_keeps_the_modules(work, tmp_path):
+    (tmp_path / "text.jsonl").write_text(json.dumps({"text": " ".join(WORDS), "language": "eng"}))
+    inputs, _ = find_inputs([tmp_path / "text.jsonl"], None)
+    source, trimmed = work / "models" / "dense", tmp_path / "trimmed"
+    trim_vocabulary(source, trimmed, inputs, Fields(), languages=None)
+    assert module_files(tmp_path / "trimmed") == module_files(work / "models" / "dense")
+    texts = json.loads((work / "texts.json").read_text())[:2]
+    before, after = (
+        mmbert_jax.load(folder, devices=jax.devices()[:1]).encode(texts)
+        for folder in (work / "models" / "dense", tmp_path / "trimmed")
+    )
+    np.testing.assert_array_equal(before, after)
 
 
 def test_what_is_read(work):
@@ -178,7 +183,7 @@ def test_modules_for_another_width_are_left_out_and_that_is_said(work, tmp_path)
     meta |= {"phase": "shrunk", "shrink": {"path": "x", "model": dataclasses.asdict(CONFIG)}}
     meta["shrink"]["layers"] = [0, 1, 2, 3]
     assert recorded_modules(meta) is None
-    params = shrink(model.params, model.config.model, smaller)
+    params = shrink(model.params, model.config.model, smaller, list(range(smaller.num_layers)))
     said = export_hf(tmp_path / "model", params, meta, load_tokenizer(folder), verify=False)
     assert "modules are left out: they are for vectors of 64 values" in said
     assert read_modules(tmp_path / "model") is None
@@ -234,7 +239,8 @@ def add_module(kind, path):
         (lambda folder: (folder / MODULES).write_text('["a"]'), "not a list of modules"),
         (lambda folder: (folder / "2_Dense/model.safetensors").unlink(), "pickled"),
     ],
-    ids=str,
+    # Not by a function's address, in which two processes of a run differ.
+    ids=lambda value: value if isinstance(value, str) else "changed",
 )
 def test_what_is_not_known_is_refused_by_name(work, tmp_path, change, message):
     folder = shutil.copytree(work / "models" / "dense", tmp_path / "model")

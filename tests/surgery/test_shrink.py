@@ -210,7 +210,7 @@ def train(config, mesh, step, text, start, stops):
         part = slice(i % batches * ROWS, (i % batches + 1) * ROWS)
         batch = {name: x[None, part] for name, x in text.items()}
         rate = np.float32(config.optimizer.peak_lr * min(1, (i + 1) / 10))
-        state, _ = step(state, batch, np.int32(1), in_words(i * ROWS), rate)
+        state, _ = step(state, batch, np.int32(1), in_words(i * ROWS), rate, np.uint32(1))
         if i + 1 in stops:
             yield jax.tree.map(np.array, state["params"])
 

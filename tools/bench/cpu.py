@@ -263,7 +263,9 @@ def compare_training(size: str, shape: str, _, repeats: int) -> dict:
 
     def run_ours():
         nonlocal state
-        state, metrics = step(state, batch, np.int32(1), in_words(0), np.float32(_LEARNING_RATE), np.uint32(0))
+        state, metrics = step(
+            state, batch, np.int32(1), in_words(0), np.float32(_LEARNING_RATE), np.uint32(0)
+        )
         return jax.block_until_ready(metrics)
 
     theirs.train()

@@ -134,7 +134,9 @@ def bare(config: ConfigDict, mesh, step) -> float:
     state, row, start, before = init_state(config, mesh), 0, 0.0, None
     for number, (batch, count, taken) in enumerate(read_batches(config, data, mesh, 0, rows)):
         rate = learning_rate(config.optimizer, row * row_length, rows * row_length)
-        state, metrics = step(state, batch, np.int32(count), in_words(row), np.float32(rate), np.uint32(0))
+        state, metrics = step(
+            state, batch, np.int32(count), in_words(row), np.float32(rate), np.uint32(0)
+        )
         if before is not None:
             jax.block_until_ready(before)  # one step is dispatched ahead, as in the program
             if number == config.log_every_steps:
