@@ -1,5 +1,6 @@
 """Sentence Transformers and PyLate load an exported folder, train on it, and embed as this project does."""
 
+import gzip
 import json
 
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 SCRIPT = ROOT / "tests/hf/scripts/train_a_step.py"
+READ = ROOT / "tests/hf/scripts/read_records.py"
 WORDS = "the cat and a dog is in this house that he and she have seen there".split()
 
 
@@ -111,3 +113,36 @@ def test_bad_data_is_named(tmp_path):
     (tmp_path / "model").mkdir()
     with pytest.raises(AssertionError, match=r"dense\.jsonl, line 1"):
         run_under("sentence-transformers", SCRIPT, tmp_path, "dense")
+
+
+def test_records_are_read_as_by_all_programs(tmp_path):
+    """One reader: what it takes and refuses is what preparation does; by a script under the recipes' own packages."""
+    good = b'{"query": "a", "positive": "b"}\n'
+    files = {
+        "plain": good * 3,
+        "blank": good * 2 + b"\n",
+        "mark": b"\xef\xbb\xbf" + good,
+        "lines": good.replace(b"\n", b"\r\n") * 2,
+        "null": good + b'{"query": null, "positive": "b"}\n',
+        "number": good + b'{"query": 3, "positive": "b"}\n',
+        "list": good + b'{"query": ["x"], "positive": "b"}\n',
+        "latin": good + '{"query": "café", "positive": "b"}\n'.encode("latin-1"),
+        "surrogate": good + b'{"query": "\\ud83d", "positive": "b"}\n',
+        "packed": gzip.compress(good),
+    }
+    for name, data in files.items():
+        (tmp_path / (f"{name}.jsonl.gz" if name == "packed" else f"{name}.jsonl")).write_bytes(data)
+    said = json.loads(run_under("sentence-transformers", READ, tmp_path))
+    for name, count in {"plain": 3, "blank": 2, "mark": 1, "lines": 2, "packed": 1}.items():
+        assert said.pop(name) == count, name
+    for name, why in {
+        "null": "field 'query' is a NoneType",
+        "number": "field 'query' is a int",
+        "list": "field 'query' is a list",
+        "latin": "invalid UTF-8 at byte 14",
+        "surrogate": "half a surrogate pair",
+    }.items():
+        where, rest = said.pop(name).split(", line 2: ")
+        assert where == f"error: {tmp_path / name}.jsonl"
+        assert rest.startswith(why) or why in rest, rest
+    assert not said
