@@ -42,13 +42,8 @@ def test_as_sentence_transformers(output, given, theirs):
 
 @pytest.mark.parametrize("output", ["int8", "uint8"])
 def test_within_ranges_as_sentence_transformers(output, given, ranges, theirs):
-    """Beyond the ranges theirs wraps around, 128 becoming -128; ours stays at the end."""
-    inside = (given >= ranges[0]) & (given <= ranges[1])
-    ours = quantise(given, output, ranges)
-    np.testing.assert_array_equal(ours[inside], theirs[f"{output}_ranges"][inside])
-    kind = np.iinfo(output)
-    assert (ours[given > ranges[1]] == kind.max).all()
-    assert (ours[given < ranges[0]] == kind.min).all()
+    assert ((given < ranges[0]) | (given > ranges[1])).any()
+    np.testing.assert_array_equal(quantise(given, output, ranges), theirs[f"{output}_ranges"])
 
 
 def test_what_cannot_be_held_is_refused():
