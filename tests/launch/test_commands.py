@@ -106,6 +106,8 @@ def devices(name: str, command: str) -> int:
     text = texts()[name.partition(",")[0]]
     if name.startswith("configs/demo"):
         return DEMO
+    if name.startswith("configs/continue"):
+        return 1
     if name.startswith("launch/tpu_pod.sh"):
         return int(re.search(r"export .*ACCELERATOR=v5litepod-(\d+)", text)[1])
     if name.startswith("launch/gke_jobset.yaml"):
@@ -131,6 +133,11 @@ def check_model(model: str, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(("name", "command"), [x for x in ALL if training(x[1])])
 def test_a_training_command_starts(name, command, monkeypatch):
     monkeypatch.chdir(ROOT)
+    # What configs/continue.py starts from, which takes its shape.
+    model = load(f"{ROOT}/configs/phase2.py").model.to_dict()
+    monkeypatch.setattr(
+        "mmbert_jax.checkpoint.read_meta", lambda path: {"config": {"model": model}}
+    )
     overrides, others = split_overrides(training(command))
     given = dict(zip(others[::2], others[1::2], strict=True))  # no switches in these
     assert all(word.startswith("--") for word in given), others
