@@ -23,6 +23,13 @@ def module(name: str) -> ModuleType:
     return found
 
 
+def run_tool(name: str, monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
+    """A program of tools/: its exit status, and what it printed; where it failed, on standard error."""
+    status = call(module(f"tools/{name}").main, [name, *map(str, arguments)], monkeypatch)
+    said = capsys.readouterr()
+    return status, said.err if status else said.out
+
+
 def call(main, words: Sequence[str], monkeypatch) -> int:
     """Calls a program's `main` with the words of a command line, its own name first; its exit status."""
     monkeypatch.setattr(sys, "argv", list(words))

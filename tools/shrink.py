@@ -12,10 +12,9 @@ from mmbert_jax.checkpoint import restore_params, save_params
 from mmbert_jax.errors import run_main
 from mmbert_jax.files import check_folder
 from mmbert_jax.hf.imported import import_meta
-from mmbert_jax.hf.load import load_model
+from mmbert_jax.hf.load import is_model_folder, load_model
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.places import Place, place
-from mmbert_jax.run import is_run
 from mmbert_jax.surgery.shrink import shrink, shrunk_meta, smaller_config
 
 EXAMPLE = """example (mmBERT small from base):
@@ -86,7 +85,7 @@ def main() -> None:
 
 def _read(path: Place) -> tuple[dict, dict]:
     """Parameters and meta."""
-    if (path / "config.json").is_file() and not is_run(path):
+    if is_model_folder(path):
         model = load_model(path)
         return model.params, import_meta(path, model.config)
     return restore_params(path)

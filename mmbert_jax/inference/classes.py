@@ -15,7 +15,7 @@ import numpy as np
 from mmbert_jax.errors import UserError
 from mmbert_jax.inference.devices import computing, spread
 from mmbert_jax.inference.in_flight import gather
-from mmbert_jax.inference.rows import Batch, batch_arrays, plan_for
+from mmbert_jax.inference.rows import Batch, batch_arrays, parts_of, plan_for, slots_for
 from mmbert_jax.inference.tokenise import Text, tokenise
 from mmbert_jax.model import heads
 from mmbert_jax.model.heads import SEQUENCES, SPANS, TOKENS
@@ -123,16 +123,13 @@ def run(
     for batch in plan_for(model, sequences, batch_tokens):
         arrays = batch_arrays(batch, sequences, model.tokenizer.special.pad)
         arrays = spread(arrays, model.mesh)
-        # A power of two, so that few numbers of texts need a program of their own.
-        slots = 1 << (max(map(len, batch.rows)) - 1).bit_length()
-        slots = slots if model.head.kind == SEQUENCES else 1
         with computing(model):
             logits = heads.outputs(
                 model.params,
                 model.config,
                 **arrays,
                 head=model.head,
-                num_segments=slots,
+                num_segments=slots_for(batch) if model.head.kind == SEQUENCES else 1,
                 dtype=jnp.dtype(model.dtype),
             )
         yield batch, logits
@@ -142,12 +139,7 @@ def by_text(
     batch: Batch, logits: jax.Array, sequences: Sequence[Sequence[int]], model: "Model"
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Each text of a batch of `run` and its logits [C], or those of its tokens [tokens, C]."""
-    for row, found in zip(batch.rows, np.asarray(logits), strict=True):
-        parts: Any = found
-        if model.head.kind != SEQUENCES:
-            ends = np.cumsum([len(sequences[text]) for text in row], dtype=np.int64)
-            parts = np.split(found, ends)
-        yield from zip(row, parts, strict=False)  # behind the texts stands what fills up the row
+    return parts_of(batch, logits, sequences, by_token=model.head.kind != SEQUENCES)
 
 
 def _classes(model: "Model", ids: Sequence[int], logits: np.ndarray) -> list[Class]:

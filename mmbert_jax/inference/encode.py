@@ -6,7 +6,6 @@ python -m mmbert_jax.inference.encode --checkpoint RUN --input texts.jsonl --out
 import argparse
 import functools
 import io
-from contextlib import closing
 
 import numpy as np
 
@@ -181,29 +180,24 @@ def main() -> None:
     }
     header = functools.partial(npy_header, size=like.shape[1], dtype=like.dtype)
     write = npy_bytes if npy else jsonl_bytes
-    with closing(stream.open_output(args, model, paths, settings)) as output:
-        if output.complete:
-            return
-        if npy and not output.state["records"]:
-            output.append([header(0), b""])
-        stream.process(
-            args,
-            output,
-            tokenise=lambda records: tokenise(model, [prompt + r.text for r in records]),
-            start=functools.partial(
-                run,
-                model,
-                pooling=pooling,
-                truncate_dim=args.truncate_dim,
-                normalise=args.normalise,
-                batch_tokens=args.batch_tokens,
-            ),
-            by_text=functools.partial(by_text, pooling=pooling),
-            to_bytes=lambda record, ids, vector: write(record, ids, stored(record, vector)),
-            devices=model.mesh.size,
-        )
-        output.finish(header(output.state["records"]) if npy else b"")
-        stream.report(output, model)
+    stream.write_results(
+        args,
+        model,
+        settings,
+        paths=paths,
+        header=header if npy else None,
+        tokenise=lambda records: tokenise(model, [prompt + r.text for r in records]),
+        start=functools.partial(
+            run,
+            model,
+            pooling=pooling,
+            truncate_dim=args.truncate_dim,
+            normalise=args.normalise,
+            batch_tokens=args.batch_tokens,
+        ),
+        by_text=functools.partial(by_text, pooling=pooling),
+        to_bytes=lambda record, ids, vector: write(record, ids, stored(record, vector)),
+    )
 
 
 if __name__ == "__main__":

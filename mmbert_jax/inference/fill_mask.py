@@ -6,7 +6,6 @@ The mask token goes by the name that the model's tokeniser has for it, [MASK] wi
 import argparse
 import dataclasses
 import functools
-from contextlib import closing
 
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.files import to_json
@@ -79,21 +78,15 @@ def fill_file(args: argparse.Namespace, model: Model) -> None:
     def sequences(records):
         return masked_sequences(model, [r.text for r in records], [r.place for r in records])
 
-    settings = {"top_k": args.top_k}
-    with closing(stream.open_output(args, model, [args.output], settings)) as output:
-        if output.complete:
-            return
-        stream.process(
-            args,
-            output,
-            tokenise=sequences,
-            start=functools.partial(run, model, top_k=args.top_k, batch_tokens=args.batch_tokens),
-            by_text=functools.partial(by_text, model=model),
-            to_bytes=jsonl_bytes,
-            devices=model.mesh.size,
-        )
-        output.finish()
-        stream.report(output, model)
+    stream.write_results(
+        args,
+        model,
+        {"top_k": args.top_k},
+        tokenise=sequences,
+        start=functools.partial(run, model, top_k=args.top_k, batch_tokens=args.batch_tokens),
+        by_text=functools.partial(by_text, model=model),
+        to_bytes=jsonl_bytes,
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ python -m mmbert_jax.inference.predict --checkpoint MODEL --text "..."
 import argparse
 import dataclasses
 import functools
-from contextlib import closing
 
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.files import to_json
@@ -108,20 +107,15 @@ def predict_file(args: argparse.Namespace, model: Model) -> None:
     def to_bytes(record, ids, logits):
         return [jsonl_bytes(record, prediction(model, ids, logits))]
 
-    with closing(stream.open_output(args, model, [args.output], {})) as output:
-        if output.complete:
-            return
-        stream.process(
-            args,
-            output,
-            tokenise=sequences,
-            start=functools.partial(run, model, batch_tokens=args.batch_tokens),
-            by_text=functools.partial(by_text, model=model),
-            to_bytes=to_bytes,
-            devices=model.mesh.size,
-        )
-        output.finish()
-        stream.report(output, model)
+    stream.write_results(
+        args,
+        model,
+        {},
+        tokenise=sequences,
+        start=functools.partial(run, model, batch_tokens=args.batch_tokens),
+        by_text=functools.partial(by_text, model=model),
+        to_bytes=to_bytes,
+    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Letters: B rows of a batch, L row length.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -95,6 +95,25 @@ def batch_arrays(
         texts = [np.asarray(sequences[text], np.int32) for text in row]
         rows.append((np.concatenate([empty, *texts]), np.cumsum([len(text) for text in texts])))
     return rows_to_arrays(rows, batch.row_length, pad)
+
+
+def slots_for(batch: Batch) -> int:
+    """S, for at least as many texts as any row of a batch has: a power of two, so that few programs are compiled."""
+    return 1 << (max(map(len, batch.rows)) - 1).bit_length()
+
+
+def parts_of(
+    batch: Batch, out: jax.Array, sequences: Sequence[Sequence[int]], by_token: bool
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Each text of a batch and its part of `out`: of [B, S, ...] [...], or by token of [B, L, ...] [tokens, ...]."""
+    for row, found in zip(batch.rows, np.asarray(out), strict=True):
+        parts = found
+        if by_token:
+            ends = np.cumsum([len(sequences[text]) for text in row], dtype=np.int64)
+            parts = np.split(found, ends)
+        # Behind the texts stands what fills up the row.
+        for text, part in zip(row, parts, strict=False):
+            yield text, part.copy()  # a view would keep the whole batch in memory
 
 
 def _rows_by_length(lengths: np.ndarray, config: ModelConfig) -> dict[int, list[list[int]]]:

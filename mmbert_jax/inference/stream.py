@@ -11,7 +11,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -211,6 +211,34 @@ def process(
             progress.advance(window.bytes_read, amounts)
             results.clear()
         progress.finish(amounts)
+
+
+def write_results(
+    args: argparse.Namespace,
+    model: Model,
+    settings: dict[str, Any],
+    *,
+    paths: Sequence[Path] | None = None,
+    header: Callable[[int], bytes] | None = None,
+    **functions: Callable,
+) -> None:
+    """From `args.input` to `args.output`: everything that is left to do, and a word on how much there was.
+
+    Args:
+      settings: of the program, see `open_output`.
+      paths: the files to write; None: `args.output` alone.
+      header: number of records -> what stands in front of the first file, equally long for all numbers; None: nothing.
+      functions: `tokenise`, `start`, `by_text` and `to_bytes` of `process`.
+    """
+    paths = paths or [args.output]
+    with closing(open_output(args, model, paths, settings)) as output:
+        if output.complete:
+            return
+        if header and not output.state["records"]:
+            output.append([header(0), *[b""] * (len(paths) - 1)])
+        process(args, output, devices=model.mesh.size, **functions)
+        output.finish(header(output.state["records"]) if header else b"")
+        report(output, model)
 
 
 def report(output: Output | StandardOutput, model: Model) -> None:

@@ -16,7 +16,7 @@ from mmbert_jax.hf.sentence_transformers import SentenceModules, apply_modules
 from mmbert_jax.inference.devices import computing, spread
 from mmbert_jax.inference.in_flight import gather
 from mmbert_jax.inference.quantise import OUTPUTS, quantise
-from mmbert_jax.inference.rows import Batch, batch_arrays, plan_for
+from mmbert_jax.inference.rows import Batch, batch_arrays, parts_of, plan_for, slots_for
 from mmbert_jax.inference.tokenise import tokenise
 from mmbert_jax.model import heads
 
@@ -55,7 +55,7 @@ def encode(
         modules say, or all.
       normalise: divide every vector by its length, also where no module does.
       output, ranges: the vectors' type, see `quantise`.
-      batch_tokens: how many tokens go through the model at once; None: `rows.default_batch_tokens()`.
+      batch_tokens: how many tokens go through each device at once; None: `rows.default_batch_tokens()`.
       progress: say on stderr how far it is.
 
     Returns:
@@ -160,13 +160,11 @@ def run(
     for batch in plan_for(model, sequences, batch_tokens):
         arrays = batch_arrays(batch, sequences, model.tokenizer.special.pad)
         arrays = spread(arrays, model.mesh)
-        # A power of two, so that few numbers of texts need a program of their own.
-        slots = 1 << (max(map(len, batch.rows)) - 1).bit_length()
         with computing(model):
             hidden = heads.encode(
                 model.params, model.config, **arrays, dtype=jnp.dtype(model.dtype)
             )
-            vectors = _pool(hidden, arrays["segment_ids"], pooling, slots)
+            vectors = _pool(hidden, arrays["segment_ids"], pooling, slots_for(batch))
             if modules:
                 vectors = apply_modules(modules, vectors)
             vectors = _finish(vectors, size, normalise)
@@ -177,16 +175,7 @@ def by_text(
     batch: Batch, out: jax.Array, sequences: Sequence[Sequence[int]], pooling: str
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Each text of a batch of `run` and its vector [D], or its vectors [tokens, D]."""
-    for row, vectors in zip(batch.rows, np.asarray(out), strict=True):
-        if pooling == "tokens":
-            ends = np.cumsum([len(sequences[text]) for text in row], dtype=np.int64)
-            parts = np.split(vectors, ends)
-        else:
-            parts = vectors
-        for text, part in zip(
-            row, parts, strict=False
-        ):  # behind the texts stands what fills up the row
-            yield text, part.copy()  # a view would keep the whole batch in memory
+    return parts_of(batch, out, sequences, by_token=pooling == "tokens")
 
 
 @functools.partial(jax.jit, static_argnames=("pooling", "slots"))

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from programs import run_tool
 from tiny import tiny_config
-from tool_in_process import run_tool
 
 from mmbert_jax.checkpoint import restore_params, save_params
 from mmbert_jax.data.cldr_text import documents

@@ -15,9 +15,9 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from programs import ROOT, run_tool
 from shared_data import shared_file
 from small_tokenizer import write_small_tokenizer
-from tool_in_process import TOOLS, run_tool
 
 from mmbert_jax.checkpoint import save_params
 from mmbert_jax.data.cldr_text import documents
@@ -93,7 +93,7 @@ def trimmed(whole, corpus, tmp_path_factory):
     output = tmp_path_factory.mktemp("trimmed") / "small"
     arguments = ("--model", whole, "--input", corpus, "--languages", *KEPT, "--output", output)
     result = subprocess.run(
-        [sys.executable, str(TOOLS / "trim_vocabulary.py"), *map(str, arguments)],
+        [sys.executable, str(ROOT / "tools" / "trim_vocabulary.py"), *map(str, arguments)],
         capture_output=True,
         text=True,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
