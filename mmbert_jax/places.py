@@ -14,7 +14,7 @@ from etils import epath
 from etils.epath import gpath
 
 from mmbert_jax.errors import UserError, about_files, brief
-from mmbert_jax.store_retries import let_gcsfs_try_again, let_s3fs_try_again
+from mmbert_jax.store_clients import mend_gcsfs, mend_s3fs
 
 Place = Path | epath.Path
 SCHEMES = ("gs", "s3")
@@ -82,7 +82,7 @@ def place(path: str | Place) -> Place:
         )
     if not re.match(r"[a-z0-9]+://[^/]", text):
         raise UserError(f"{text}: names no bucket; write {name}://BUCKET/...")
-    let_gcsfs_try_again() if name == "gs" else let_s3fs_try_again()
+    mend_gcsfs() if name == "gs" else mend_s3fs()
     return _InBucket(text)
 
 

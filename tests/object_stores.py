@@ -21,8 +21,9 @@ import fsspec
 import pytest
 from etils.epath import backend
 
-# The emulator takes no notice of conditions, does not say which generation of an object it has read out, and keeps no
-# more than five connections waiting. It once broke off every listing of a folder, not so since it serves one by one.
+# The emulator takes no notice of conditions, does not say which generation of an object it has read out, breaks off an
+# upload of nothing and of JSON, and keeps no more than five connections waiting. It once broke off every listing of a
+# folder, not so since it serves one by one.
 _GS = """
 import socketserver, sys, threading
 from http import HTTPStatus
@@ -44,6 +45,8 @@ def conditional(handler):
         if wanted and name and wanted[0] != generation(storage, request, name):
             response.status = HTTPStatus.PRECONDITION_FAILED
             return
+        if request.query.get("uploadType") == ["media"]:
+            request._data = _read_raw_data(request._request_handler) or b""
         return handler(request, response, storage, *args, **kwargs)
     return handle
 
@@ -53,7 +56,7 @@ def download(request, response, storage, *args, _handler=objects.download, **kwa
 
 objects.insert, objects.delete = conditional(objects.insert), conditional(objects.delete)
 objects.download = download
-from gcp_storage_emulator.server import Router, create_server
+from gcp_storage_emulator.server import Router, _read_raw_data, create_server
 
 route = Router.handle
 

@@ -5,9 +5,9 @@ import botocore.exceptions
 import gcsfs.retry
 import pytest
 
-from mmbert_jax import places
+from mmbert_jax import buckets, places
 from mmbert_jax.errors import UserError
-from mmbert_jax.places import place
+from mmbert_jax.places import is_remote, place
 from mmbert_jax.run import complete_steps
 
 
@@ -51,3 +51,19 @@ def test_a_store_that_does_not_answer_is_no_empty_one(folder, error, monkeypatch
     ):
         with pytest.raises(UserError, match=f"^{folder}.*: "):
             ask()
+
+
+@pytest.mark.parametrize(
+    "end", [b"", b"\r", b"\n", b"\r\n", b"\n\r", b"\r\r", b" ", b"\0", b"--==0==--"]
+)
+def test_every_byte_of_an_object_is_written(end, anywhere, tmp_path):
+    """gcsfs writes a line feed and its boundary after the data, and stores take "\\r\\n" for a part of the boundary."""
+    local, file = tmp_path / "local", place(anywhere) / "file"
+    local.write_bytes(b"data" + end)
+    file.write_bytes(b"data" + end)
+    assert file.read_bytes() == b"data" + end
+    if is_remote(file):
+        buckets.write(file, end)
+        assert file.read_bytes() == end
+        buckets.upload(local, file)
+        assert file.read_bytes() == b"data" + end
