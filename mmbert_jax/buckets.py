@@ -96,18 +96,28 @@ def upload_folder(local: Path, folder: Place, last: str | None) -> None:
     A mark, `UPLOADING`, is there from the first object to the last, and what bears the name `last` comes after all
     else: a reader that needs it, or looks for the mark, takes no folder whose upload was killed for a whole one.
     """
+    names = [path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file()]
+    _fill(folder, names, lambda name: upload(local / name, folder / name), last)
+
+
+def move_into(source: Place, folder: Place, last: str | None) -> None:
+    """Moves a folder within a bucket, in place of what is there, in the same order of things."""
+    prefix, files = len(str(source)) + 1, filesystem(source)
+    names = [str(path)[prefix:] for path in files_under(source)]
+    _fill(folder, names, lambda name: files.cp_file(str(source / name), str(folder / name)), last)
+    remove(source / name for name in names)
+
+
+def _fill(folder: Place, names: list[str], put: Callable[[str], None], last: str | None) -> None:
     write(folder / UPLOADING, b"")
     before = [path for path in files_under(folder) if path.name != UPLOADING]
     remove(path for path in before if path.name == last)
-    files = [path.relative_to(local) for path in local.rglob("*") if path.is_file()]
-    names = {name.as_posix() for name in files}
-    at_end = [name for name in files if name.name == last]
-    first = (name for name in files if name.name != last)
-    _for_each(first, lambda name: upload(local / name, folder / name.as_posix()))
+    at_end = [name for name in names if name.rpartition("/")[2] == last]
+    _for_each((name for name in names if name not in at_end), put)
     prefix = len(str(folder)) + 1
     remove(path for path in before if str(path)[prefix:] not in names)
     for name in at_end:
-        upload(local / name, folder / name.as_posix())
+        put(name)
     (folder / UPLOADING).unlink(missing_ok=True)  # a lost answer is asked for again
 
 

@@ -155,7 +155,16 @@ COMMANDS = {
     "train": (None, ""),
 }
 # What they have appended is kept, and gone on with.
-GROWING = {"encode", "encode to npy", "fill_mask", "predict", "curriculum", "merge_sweep", "train"}
+GROWING = {
+    "encode",
+    "encode to npy",
+    "fill_mask",
+    "predict",
+    "curriculum",
+    "merge_sweep",
+    "prepare_corpus",
+    "train",
+}
 # Those that take long when they succeed, or whose parts are replaced here.
 NOT_AGAIN = {"curriculum", "export_hf", "trim_vocabulary of a run", "train"}
 

@@ -69,6 +69,17 @@ def parse_arguments() -> argparse.Namespace:
         help="processes; the result does not depend on their number (default: one for each core)",
     )
     parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="a Ray cluster that does the work instead (auto: the one of this machine); text, tokeniser and corpus "
+        "have to lie on a disk that all of its machines see, or in a bucket",
+    )
+    parser.add_argument(
+        "--keep_parts",
+        action="store_true",
+        help="keep OUTPUT.parts, from which the same text with more files is prepared without doing again what is done",
+    )
+    parser.add_argument(
         "--shard_tokens",
         type=int,
         default=Settings.shard_tokens,
@@ -82,7 +93,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output",
         required=True,
-        help="folder for the corpus; what is for a bucket is first written to $TMPDIR",
+        help="folder for the corpus; until it is complete, OUTPUT.parts has what is done, and the same command goes on",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a corpus that is there")
     return parser.parse_args()
@@ -119,9 +130,10 @@ def main() -> None:
         inputs,
         settings,
         output,
-        args.workers,
+        args.ray or args.workers,
         args.source or output.name or output.absolute().name,
         args.overwrite,
+        args.keep_parts,
     )
     seconds = time.monotonic() - start
     print(

@@ -7,7 +7,7 @@ from mmbert_jax.data.sampling import sample_sentences
 from mmbert_jax.data.sources import Fields, find_inputs
 from mmbert_jax.data.special_tokens import TOKENIZER_JSON
 from mmbert_jax.data.tokenizer import load_tokenizer
-from mmbert_jax.data.train_tokenizer import SMALLEST, read_documents, train
+from mmbert_jax.data.train_tokenizer import SMALLEST, read_all, train
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.files import atomic_folder, check_folder
 from mmbert_jax.hf.tokenizer import to_hf_files
@@ -79,7 +79,7 @@ def main() -> None:
     for note in notes:
         print(note, file=sys.stderr)
     fields = Fields(args.text_field, args.language_field, default_language="")
-    sample = sample_sentences(read_documents(inputs, fields), args.max_sentences)
+    sample = sample_sentences(read_all(inputs, fields), args.max_sentences)
     used = sum(map(len, sample.values()))
     if not used:
         raise UserError(f"{args.input[0]}: no text; check --input and --text_field")

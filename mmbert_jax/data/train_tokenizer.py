@@ -8,22 +8,21 @@ import sentencepiece
 
 from mmbert_jax.data.progress import Progress
 from mmbert_jax.data.sampling import SENTENCE_CHARACTERS
-from mmbert_jax.data.sources import Document, Fields, Input, parse_chunk, read_chunks
+from mmbert_jax.data.sources import Document, Fields, Input, read_documents
 from mmbert_jax.data.special_ids import GEMMA, PIECES
 from mmbert_jax.errors import UserError
 
 SMALLEST = 5 + 256 + 1  # special tokens, bytes, one piece
 
 
-def read_documents(inputs: Sequence[Input], fields: Fields) -> Iterator[Document]:
+def read_all(inputs: Sequence[Input], fields: Fields) -> Iterator[Document]:
     """The documents of all inputs, with a line of progress."""
     progress = Progress("read", sum(item.size for item in inputs))
     documents = 0
-    for chunk in read_chunks(inputs):
-        parsed = parse_chunk(chunk, fields)
-        yield from parsed
-        documents += len(parsed)
-        progress.advance(chunk.bytes_read, {"documents": documents})
+    for batch in read_documents(inputs, fields):
+        yield from batch.documents
+        documents += len(batch.documents)
+        progress.advance(batch.bytes_read, {"documents": documents})
     progress.finish({"documents": documents})
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from mmbert_jax.data.sources import Document, Fields, Input, parse_chunk, read_chunks
+from mmbert_jax.data.sources import Document, Fields, Input, read_documents
 from mmbert_jax.data.special_ids import ROLES
 from mmbert_jax.data.special_tokens import TOKENIZER_JSON
 from mmbert_jax.data.tokenizer import HuggingFaceTokenizer
@@ -163,11 +163,10 @@ def _documents(
     inputs: Sequence[Input], fields: Fields, *tokenizers: HuggingFaceTokenizer
 ) -> Iterator[tuple[Document, *tuple[list[int], ...]]]:
     """Every document, and its ids by each tokeniser."""
-    for chunk in read_chunks(inputs):
-        documents = parse_chunk(chunk, fields)
-        texts = [document.text for document in documents]
+    for batch in read_documents(inputs, fields):
+        texts = [document.text for document in batch.documents]
         ids = [tokenizer.encode_batch(texts) for tokenizer in tokenizers]
-        yield from zip(documents, *ids, strict=True)
+        yield from zip(batch.documents, *ids, strict=True)
 
 
 def _count(

@@ -2,40 +2,67 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from mmbert_jax.data.corpus import SPLITS
-from mmbert_jax.data.prepare.tokenise import Spills
+from mmbert_jax.data.corpus import DOCUMENT_BITS, SPLITS
+from mmbert_jax.data.prepare.documents import COLUMNS, Documents, Size, place_of
+from mmbert_jax.data.prepare.hold_out import Share, Shares, total
+from mmbert_jax.data.prepare.parts import read_columns, read_documents
 from mmbert_jax.data.prepare.workers import Run
 from mmbert_jax.data.shards import SUFFIX
-from mmbert_jax.data.spill import Size, SpillWriter, read_blocks
+from mmbert_jax.places import Place
 
 # Shards that a corpus has at least, for as many processes to pack, where they would not be smaller than this.
 SHARDS_TO_SHARE = 64
 LEAST_SHARED = 1 << 20  # tokens
 # What a process packs at a time, at 8 bytes of memory a token: a large language comes into a shard in several parts.
 PART_TOKENS = 1 << 25
+# Blocks of which one job looks at the hashes.
+_SURVEYED = 64
+_SHIFT, _NUMBER = np.uint64(DOCUMENT_BITS), np.uint64((1 << DOCUMENT_BITS) - 1)
 
 
 @dataclass(frozen=True)
-class Part:
+class Cut:
+    """A range of a share's documents, and where in its block their tokens are.
+
+    Attributes:
+      first_ids: what has to be added to the numbers in each slice of the piece, uint64.
+    """
+
+    share: Share
+    documents: tuple[int, int]
+    tokens: tuple[int, int]
+    first_ids: np.ndarray
+
+
+@dataclass(frozen=True)
+class Deal:
     """Documents of one language that go into one shard."""
 
     language: str
-    path: Path
+    cuts: tuple[Cut, ...]
     size: Size
 
 
 @dataclass(frozen=True)
 class Job:
-    """One shard for each row length, from one split."""
+    """One shard for each row length, from one split.
+
+    Attributes:
+      parts: where the documents lie.
+      moved: hashes of the texts that were moved from one split to the other, uint64.
+      folder: where the shards go.
+      index: of the shard within the split.
+    """
 
     split: str
-    parts: tuple[Part, ...]
-    folder: Path
-    index: int  # within the split
+    deals: tuple[Deal, ...]
+    parts: Place
+    moved: np.ndarray
+    folder: Place
+    index: int
 
     def file(self, row_length: int) -> str:
         return f"{self.split}_{row_length}-{self.index:05}{SUFFIX}"
@@ -49,45 +76,133 @@ def shard_limit(sizes: Iterable[Size], largest: int) -> int:
     return min(largest, max(sum(size.tokens for size in sizes) // SHARDS_TO_SHARE, LEAST_SHARED))
 
 
-def deal(spills: Spills, shard_tokens: int, run: Run) -> dict[str, list[Part]]:
-    """Parts of about PART_TOKENS at most, or of a smaller shard's, by split, in order of their languages."""
-    keys = sorted(spills)
+def deal(
+    shares: Shares,
+    moved: np.ndarray,
+    first_ids: dict[str, np.ndarray],
+    shard_tokens: int,
+    run: Run,
+    folder: Place,
+) -> dict[str, list[Deal]]:
+    """Deals of about PART_TOKENS at most, or of a smaller shard's, by split, in order of their languages."""
     part_tokens = min(shard_tokens, PART_TOKENS)
-    counts = [-(-spills[key][1].tokens // part_tokens) for key in keys]
-    large = [(*spills[key], n) for key, n in zip(keys, counts, strict=True) if n > 1]
-    dealt = run(deal_out, large)
-    parts: dict[str, list[Part]] = {split: [] for split in SPLITS}
-    for (split, language), n in zip(keys, counts, strict=True):
-        pieces = next(dealt) if n > 1 else [spills[split, language]]
-        parts[split] += [Part(language, path, size) for path, size in pieces]
-    return parts
+    keys = sorted(shares)
+    counts = {key: -(-total(shares[key]).tokens // part_tokens) for key in keys}
+    jobs = [
+        (folder, tuple(shares[key][i : i + _SURVEYED]), moved, counts[key])
+        for key in keys
+        if counts[key] > 1
+        for i in range(0, len(shares[key]), _SURVEYED)
+    ]
+    surveyed = run(survey, jobs)
+    deals: dict[str, list[Deal]] = {split: [] for split in SPLITS}
+    for key in keys:
+        of_key, n = shares[key], counts[key]
+        split, language = key
+        if n <= 1:
+            cuts = tuple(_whole(share, first_ids[share.block.part]) for share in of_key)
+            deals[split].append(Deal(language, cuts, total(of_key)))
+            continue
+        found: list[list[Cut]] = [[] for _ in range(n)]
+        sizes = [Size() for _ in range(n)]
+        bounds = (x for _ in range(0, len(of_key), _SURVEYED) for x in next(surveyed))
+        for share, (documents, tokens, of_share) in zip(of_key, bounds, strict=True):
+            for i in range(n):
+                if of_share[i].documents:
+                    cut = Cut(
+                        share,
+                        (documents[i], documents[i + 1]),
+                        (tokens[i], tokens[i + 1]),
+                        first_ids[share.block.part],
+                    )
+                    found[i].append(cut)
+                    sizes[i] += of_share[i]
+        deals[split] += [
+            Deal(language, tuple(found[i]), sizes[i]) for i in range(n) if sizes[i].documents
+        ]
+    return deals
 
 
-def deal_out(job: tuple[Path, Size, int]) -> list[tuple[Path, Size]]:
-    """Splits a spill file into `n` by the documents' hashes; removes it."""
-    path, _, n = job
-    writer = SpillWriter()
-    for block in read_blocks(path):
-        # The hash's upper half decided the split, so the lower half decides here.
-        part = (block.hashes & np.uint64(0xFFFFFFFF)) * np.uint64(n) >> np.uint64(32)
-        for i in np.unique(part).tolist():
-            writer.add(path.with_suffix(f".{i}"), block.take(np.flatnonzero(part == i)))
-    writer.flush()
-    path.unlink()
-    return sorted(writer.sizes.items(), key=lambda item: int(item[0].suffix[1:]))
+def _whole(share: Share, first_ids: np.ndarray) -> Cut:
+    size = share.block.size
+    return Cut(share, (0, size.documents), (0, size.tokens), first_ids)
 
 
-def plan(parts: dict[str, list[Part]], shard_tokens: int, folder: Path) -> list[Job]:
-    """One job a shard, which takes neighbouring parts, of one language or of several."""
+def survey(
+    job: tuple[Place, tuple[Share, ...], np.ndarray, int],
+) -> list[tuple[list[int], list[int], list[Size]]]:
+    """Where each of `n` equal ranges of hashes begins in the shares' blocks.
+
+    Returns:
+      Of each share the documents and the tokens before each range, [n + 1] each, and the size of what each range has.
+    """
+    folder, shares, moved, n = job
+    found = []
+    for share in shares:
+        columns = read_columns(folder, share.block)
+        of = place_of(columns["hash"]) * np.uint64(n) >> np.uint64(32)
+        documents = np.searchsorted(of, np.arange(n + 1, dtype=np.uint64))
+        tokens = np.concatenate([[0], np.cumsum(columns["length"])])[documents]
+        chosen = of_share(columns, share, moved)
+        counts = [
+            np.bincount(of[chosen].astype(np.int64), weights, n).astype(np.int64).tolist()
+            for weights in (None, columns["length"][chosen], columns["text_bytes"][chosen])
+        ]
+        sizes = [Size(*size) for size in zip(*counts, strict=True)]
+        found.append((documents.tolist(), tokens.tolist(), sizes))
+    return found
+
+
+def of_share(columns: np.ndarray, share: Share, moved: np.ndarray) -> np.ndarray:
+    """Which of a block's documents belong to a share, bool."""
+    if share.which == "all":
+        return np.ones(len(columns), bool)
+    return np.isin(columns["hash"], moved, invert=share.which == "rest")
+
+
+def read_deal(deal: Deal, folder: Place, moved: np.ndarray) -> Documents:
+    """The documents of a deal in one piece, with the ids that they have in the corpus.
+
+    Raises:
+      UserError: a part is damaged.
+    """
+    columns = np.empty(deal.size.documents, COLUMNS)
+    tokens = np.empty(deal.size.tokens, np.uint32)
+    document = token = 0
+    for cut in deal.cuts:
+        found = read_documents(folder, cut.share.block, cut.documents, cut.tokens)
+        if cut.share.which != "all":
+            found = found.take(np.flatnonzero(of_share(found.columns, cut.share, moved)))
+        n, t = len(found.columns), len(found.tokens)
+        columns[document : document + n] = found.columns
+        tokens[token : token + t] = found.tokens
+        ids = columns["id"][document : document + n]
+        ids[:] = cut.first_ids[ids >> _SHIFT] + (ids & _NUMBER)
+        document, token = document + n, token + t
+    if (document, token) != (deal.size.documents, deal.size.tokens):
+        raise OSError(f"{folder}: {document} documents where {deal.size.documents} were written")
+    return Documents(columns, tokens)
+
+
+def plan(
+    deals: dict[str, list[Deal]],
+    shard_tokens: int,
+    parts: Place,
+    moved: np.ndarray,
+    folder: Place,
+) -> list[Job]:
+    """One job a shard, which takes neighbouring deals, of one language or of several."""
     jobs = []
-    for split, of_split in parts.items():
-        shards: list[list[Part]] = []
+    for split, of_split in deals.items():
+        shards: list[list[Deal]] = []
         tokens = shard_tokens
-        for part in of_split:
-            if not shards or tokens + part.size.tokens > shard_tokens:
+        for deal in of_split:
+            if not shards or tokens + deal.size.tokens > shard_tokens:
                 shards.append([])
                 tokens = 0
-            shards[-1].append(part)
-            tokens += part.size.tokens
-        jobs += [Job(split, tuple(shard), folder, i) for i, shard in enumerate(shards)]
+            shards[-1].append(deal)
+            tokens += deal.size.tokens
+        jobs += [
+            Job(split, tuple(shard), parts, moved, folder, i) for i, shard in enumerate(shards)
+        ]
     return jobs

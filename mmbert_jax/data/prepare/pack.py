@@ -9,12 +9,13 @@ import numpy as np
 from mmbert_jax.data.corpus import SPLITS, encode_row, trained_part
 from mmbert_jax.data.packing import best_fit, piece_bounds
 from mmbert_jax.data.prepare import workers
-from mmbert_jax.data.prepare.deal import Job
+from mmbert_jax.data.prepare.deal import Job, read_deal
+from mmbert_jax.data.prepare.documents import Documents
 from mmbert_jax.data.prepare.settings import Settings
 from mmbert_jax.data.prepare.workers import Run
 from mmbert_jax.data.progress import Progress
 from mmbert_jax.data.shards import ShardWriter
-from mmbert_jax.data.spill import Documents, read_spill
+from mmbert_jax.files import folder_on_disk
 
 
 def pack(jobs: Sequence[Job], settings: Settings, run: Run) -> dict[str, dict[str, Any]]:
@@ -23,32 +24,29 @@ def pack(jobs: Sequence[Job], settings: Settings, run: Run) -> dict[str, dict[st
         str(length): {split: {"shards": [], "fill": 0.0, "languages": {}} for split in SPLITS}
         for length in settings.row_lengths
     }
-    tokens = [sum(part.size.tokens for part in job.parts) for job in jobs]
+    tokens = [sum(deal.size.tokens for deal in job.deals) for job in jobs]
     progress = Progress("pack    ", sum(tokens))
     shown = {"tokens": 0}
     written = dict.fromkeys(
         ((split, length) for split in SPLITS for length in settings.row_lengths), 0
     )
     for job, n, counted in zip(jobs, tokens, run(pack_shards, jobs), strict=True):
-        for length, (rows_and_tokens, digest) in counted.items():
+        for length, (rows_and_tokens, digest, size) in counted.items():
             entry = result[str(length)][job.split]
             before = first = written[job.split, length]
-            for part, (rows, row_tokens) in zip(job.parts, rows_and_tokens, strict=True):
+            for dealt, (rows, row_tokens) in zip(job.deals, rows_and_tokens, strict=True):
                 language = entry["languages"].setdefault(
-                    part.language,
+                    dealt.language,
                     {"first_row": before, "rows": 0, "tokens": 0, "documents": 0, "bytes": 0},
                 )
                 language["rows"] += rows
                 language["tokens"] += row_tokens
-                language["documents"] += part.size.documents
-                language["bytes"] += part.size.text_bytes
+                language["documents"] += dealt.size.documents
+                language["bytes"] += dealt.size.text_bytes
                 before += rows
             written[job.split, length] = before
-            file = job.file(length)
-            size = (job.folder / file).stat().st_size
-            entry["shards"].append(
-                {"file": file, "rows": before - first, "digest": digest, "bytes": size}
-            )
+            shard = {"file": job.file(length), "rows": before - first}
+            entry["shards"].append(shard | {"digest": digest, "bytes": size})
         shown["tokens"] += n
         progress.advance(n, shown)
     progress.finish(shown)
@@ -60,30 +58,31 @@ def pack(jobs: Sequence[Job], settings: Settings, run: Run) -> dict[str, dict[st
     return result
 
 
-def pack_shards(job: Job) -> dict[int, tuple[list[tuple[int, int]], str]]:
-    """Stage 2's job; removes the parts' spill files.
+def pack_shards(job: Job) -> dict[int, tuple[list[tuple[int, int]], str, int]]:
+    """Stage 2's job.
 
     Returns:
-      For each row length, (rows, tokens in them) of each part, and a digest of the shard's records.
+      For each row length, (rows, tokens in them) of each deal, a digest of the shard's records, and its bytes.
     """
     row_lengths = workers.settings().row_lengths
-    writers = {length: ShardWriter(job.folder / job.file(length)) for length in row_lengths}
     counts: dict[int, list[tuple[int, int]]] = {length: [] for length in row_lengths}
     digests = {length: hashlib.blake2b(digest_size=8) for length in row_lengths}
-    for part in job.parts:
-        documents = read_spill(part.path, part.size)
-        part.path.unlink()
-        for length, writer in writers.items():
-            rows = tokens = 0
-            for record, n in packed_rows(documents, length, workers.special().bos):
-                writer.write(record)
-                digests[length].update(trained_part(record))
-                rows += 1
-                tokens += n
-            counts[length].append((rows, tokens))
-    for writer in writers.values():
-        writer.close()
-    return {length: (counts[length], digests[length].hexdigest()) for length in row_lengths}
+    with folder_on_disk(job.folder) as folder:
+        writers = {length: ShardWriter(folder / job.file(length)) for length in row_lengths}
+        for deal in job.deals:
+            documents = read_deal(deal, job.parts, job.moved)
+            for length, writer in writers.items():
+                rows = tokens = 0
+                for record, n in packed_rows(documents, length, workers.special().bos):
+                    writer.write(record)
+                    digests[length].update(trained_part(record))
+                    rows += 1
+                    tokens += n
+                counts[length].append((rows, tokens))
+        for writer in writers.values():
+            writer.close()
+        sizes = {length: (folder / job.file(length)).stat().st_size for length in row_lengths}
+    return {x: (counts[x], digests[x].hexdigest(), sizes[x]) for x in row_lengths}
 
 
 def packed_rows(documents: Documents, row_length: int, bos: int) -> Iterator[tuple[bytes, int]]:
@@ -91,11 +90,12 @@ def packed_rows(documents: Documents, row_length: int, bos: int) -> Iterator[tup
 
     The order follows from the texts' hashes, not from where the documents stood.
     """
-    document, start, stop = piece_bounds(documents.lengths - 1, row_length)
-    rank = np.empty(len(documents.ids), np.int64)
-    rank[np.lexsort((documents.ids, documents.hashes))] = np.arange(len(rank))
+    columns = documents.columns
+    document, start, stop = piece_bounds(columns["length"] - 1, row_length)
+    rank = np.empty(len(columns), np.int64)
+    rank[np.lexsort((columns["id"], columns["hash"]))] = np.arange(len(rank))
     order = np.argsort(rank[document], kind="stable")
-    ids = documents.ids[document[order]]
+    ids = columns["id"][document[order]]
     start, stop = start[order], stop[order]
     lengths = stop - start + 1
     rows = best_fit(lengths, row_length)

@@ -1,20 +1,30 @@
 """The preparation as a whole."""
 
-import shutil
 from collections.abc import Sequence
 
 from mmbert_jax.data.corpus import FORMAT, MANIFEST, VERSION, Manifest
 from mmbert_jax.data.prepare.deal import deal, plan, shard_limit
-from mmbert_jax.data.prepare.hold_out import hold_out_enough, leave_some_to_train_on
-from mmbert_jax.data.prepare.output import TOKENIZER_FOLDER, check_output, copy_tokenizer
+from mmbert_jax.data.prepare.hold_out import (
+    hold_out_enough,
+    leave_some_to_train_on,
+    shares_of,
+    total,
+)
+from mmbert_jax.data.prepare.output import (
+    TOKENIZER_FOLDER,
+    check_output,
+    copy_tokenizer,
+    corpus_folder,
+)
 from mmbert_jax.data.prepare.pack import pack
+from mmbert_jax.data.prepare.parts import first_ids, kept_parts, parts_folder
 from mmbert_jax.data.prepare.settings import Settings
-from mmbert_jax.data.prepare.tokenise import tokenize
-from mmbert_jax.data.prepare.workers import run_jobs
-from mmbert_jax.data.sources import Input
+from mmbert_jax.data.prepare.tokenise import check_documents, tokenize
+from mmbert_jax.data.prepare.workers import Engine, run_jobs
+from mmbert_jax.data.sources import Input, split
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.data.tokenizer_identity import describe_tokenizer
-from mmbert_jax.files import atomic_folder, write_json
+from mmbert_jax.files import write_json
 from mmbert_jax.places import Place
 
 
@@ -22,23 +32,26 @@ def prepare_corpus(
     inputs: Sequence[Input],
     settings: Settings,
     output: Place,
-    workers: int,
+    engine: Engine,
     source: str,
     overwrite: bool = False,
+    keep_parts: bool = False,
 ) -> Manifest:
     """Writes a corpus and returns its manifest.
 
-    Until it is complete it lies in a hidden folder beside `output`; for a bucket in one for temporary files ($TMPDIR),
-    from which the manifest is copied last, so that a folder in a bucket without one is no corpus.
+    Its finished parts lie in `output`.parts until it is complete, also when the program is interrupted: the same call
+    then goes on behind them. The corpus lies in a hidden folder beside `output` until it is complete, in a bucket below
+    the parts; a folder in a bucket without a manifest, which comes last, is no corpus.
 
     Args:
       inputs: as `sources.find_inputs` gives them; a document id names a file by its index in this list.
       settings: see Settings.
       output: a folder, on a disk or in a bucket, that does not exist or is empty, or holds a corpus and `overwrite` is
         set.
-      workers: processes that tokenise and pack; 1 does the work in this process.
+      engine: who does the work: so many processes of this machine (1: this process), or a Ray cluster's.
       source: the corpus's name in its manifest.
       overwrite: whether to replace a corpus.
+      keep_parts: whether the finished parts stay, for the same text with more files.
 
     Raises:
       UserError: bad input, or an output folder that holds something else.
@@ -46,34 +59,38 @@ def prepare_corpus(
     """
     check_output(output, overwrite)
     tokenizer = load_tokenizer(settings.tokenizer)
+    parts_in = parts_folder(output)
     with (
-        atomic_folder(output, replace=True, last=MANIFEST) as partial,
-        run_jobs(workers, settings, tokenizer.special) as run,
+        kept_parts(parts_in, keep_parts),
+        run_jobs(engine, settings, tokenizer.special) as run,
     ):
-        spill = partial / "spill"
-        spill.mkdir()
-        spills, totals = tokenize(inputs, run, spill)
-        if settings.held_out:
-            spills = hold_out_enough(spills, settings.held_out_documents, run)
-        spills = leave_some_to_train_on(spills)
-        limit = shard_limit([size for _, size in spills.values()], settings.shard_tokens)
-        jobs = plan(deal(spills, limit, run), limit, partial)
-        row_lengths = pack(jobs, settings, run)
-        shutil.rmtree(spill)
-        copy_tokenizer(tokenizer, partial / TOKENIZER_FOLDER)
-        manifest = {
-            "format": FORMAT,
-            "version": VERSION,
-            "source": source,
-            "inputs": [str(item.path) for item in inputs],
-            "tokenizer": describe_tokenizer(tokenizer),
-            "held_out_fraction": settings.held_out,
-            "held_out_documents": settings.held_out_documents,
-            "documents": totals["documents"],
-            "empty_documents": totals["empty_documents"],
-            "tokens": totals["tokens"],
-            "bytes": totals["bytes"],
-            "row_lengths": row_lengths,
-        }
-        write_json(partial / MANIFEST, manifest)
+        pieces = split(inputs)
+        parts = tokenize(pieces, run, parts_in, tokenizer, settings)
+        empty = check_documents(parts, inputs)
+        shares = shares_of(parts)
+        of_all = total([share for of_key in shares.values() for share in of_key])
+        least = settings.held_out_documents if settings.held_out else 0
+        shares, moved = hold_out_enough(shares, least, run, parts_in)
+        shares = leave_some_to_train_on(shares)
+        limit = shard_limit([of_all], settings.shard_tokens)
+        deals = deal(shares, moved, first_ids(pieces, parts), limit, run, parts_in)
+        with corpus_folder(output, parts_in / "corpus") as folder:
+            jobs = plan(deals, limit, parts_in, moved, folder)
+            row_lengths = pack(jobs, settings, run)
+            copy_tokenizer(tokenizer, folder / TOKENIZER_FOLDER)
+            manifest = {
+                "format": FORMAT,
+                "version": VERSION,
+                "source": source,
+                "inputs": [str(item.path) for item in inputs],
+                "tokenizer": describe_tokenizer(tokenizer),
+                "held_out_fraction": settings.held_out,
+                "held_out_documents": settings.held_out_documents,
+                "documents": of_all.documents,
+                "empty_documents": empty,
+                "tokens": of_all.tokens - of_all.documents,
+                "bytes": of_all.text_bytes,
+                "row_lengths": row_lengths,
+            }
+            write_json(folder / MANIFEST, manifest)
     return manifest

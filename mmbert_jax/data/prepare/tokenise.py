@@ -1,124 +1,168 @@
-"""Stage 1: chunks of text to tokenised documents in spill files, one for each (split, language)."""
+"""Stage 1: pieces of the input to parts, tokenised documents in order of (split, language)."""
 
 import array
 import hashlib
 import itertools
+import socket
+import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from mmbert_jax.data.corpus import SPLITS, document_id
+from mmbert_jax.data.corpus import DOCUMENT_BITS, SPLITS
 from mmbert_jax.data.prepare import workers
+from mmbert_jax.data.prepare.documents import COLUMNS, Documents
+from mmbert_jax.data.prepare.parts import Key, Part, finished, name_pieces, read_part, write_part
+from mmbert_jax.data.prepare.settings import Settings
 from mmbert_jax.data.prepare.workers import Run
 from mmbert_jax.data.progress import Progress
-from mmbert_jax.data.sources import Chunk, Document, Input, parse_chunk, read_chunks
-from mmbert_jax.data.spill import Documents, Size, SpillWriter
+from mmbert_jax.data.sources import Batch, Input, Piece, Slice, read_slice, record_place
+from mmbert_jax.data.tokenizer import Tokenizer
+from mmbert_jax.data.tokenizer_identity import describe_tokenizer
 from mmbert_jax.errors import UserError
-
-# (split, language) -> the file of its tokenised documents, and what is in it
-Spills = dict[tuple[str, str], tuple[Path, Size]]
+from mmbert_jax.places import Place, is_remote
 
 
 @dataclass(frozen=True)
-class _Tokenized:
-    """A chunk's documents in order of (split, language); `keys` has the number of documents of each such pair."""
-
-    keys: list[tuple[tuple[str, str], int]]
-    documents: Documents
-    empty: Counter[str]  # language -> documents without text
-    bytes_read: int
+class _Job:
+    piece: Piece
+    folder: Place
+    name: str
 
 
-def tokenize(inputs: Sequence[Input], run: Run, folder: Path) -> tuple[Spills, dict[str, int]]:
-    """Spill file and its size for each (split, language), and the corpus's totals."""
-    progress = Progress("tokenise", sum(item.size for item in inputs))
-    writer = SpillWriter()
-    paths: dict[tuple[str, str], Path] = {}
-    empty: Counter[str] = Counter()
+def tokenize(
+    pieces: Sequence[Piece], run: Run, folder: Place, tokenizer: Tokenizer, settings: Settings
+) -> list[Part]:
+    """The parts of all pieces, in order; those that are finished are not made again.
+
+    Raises:
+      UserError: a bad record, with its place; a text that the tokeniser makes special tokens of.
+    """
+    decided_by = [describe_tokenizer(tokenizer), asdict(settings.fields), settings.held_out]
+    names = name_pieces(pieces, decided_by)
+    there = finished(folder)
+    jobs = [
+        _Job(piece, folder, name)
+        for piece, name in zip(pieces, names, strict=True)
+        if name not in there
+    ]
+    if len(jobs) < len(names):
+        print(
+            f"{len(names) - len(jobs)} of {len(names)} parts are finished already, in {folder}",
+            file=sys.stderr,
+        )
+    progress = Progress("tokenise", sum(part.size for job in jobs for part in job.piece))
+    made = run(tokenize_piece, jobs)
+    parts = []
     shown = {"documents": 0, "tokens": 0}
-    for chunk in run(tokenize_chunk, read_chunks(inputs)):
-        start = 0
-        for key, count in chunk.keys:
-            path = paths.setdefault(key, folder / f"{len(paths)}.tokens")
-            writer.add(path, chunk.documents.part(start, start + count))
-            start += count
-        empty += chunk.empty
-        shown["documents"] += len(chunk.documents.ids)
-        shown["tokens"] += len(chunk.documents.tokens) - len(chunk.documents.ids)
-        progress.advance(chunk.bytes_read, shown)
-    writer.flush()
+    for name in names:
+        if name in there:
+            parts.append(read_part(folder, name))
+            continue
+        part = next(made)
+        parts.append(part)
+        shown["documents"] += sum(block.size.documents for block in part.blocks.values())
+        shown["tokens"] += sum(x.size.tokens - x.size.documents for x in part.blocks.values())
+        progress.advance(part.bytes_read, shown)
     progress.finish(shown)
-    for language in sorted(empty.keys() - {language for _, language in paths}):
+    return parts
+
+
+def check_documents(parts: Sequence[Part], inputs: Sequence[Input]) -> int:
+    """How many documents without text were left out.
+
+    Raises:
+      UserError: there is no document, or a language of which no document has text.
+    """
+    empty: Counter[str] = Counter()
+    languages = set()
+    for part in parts:
+        empty.update(part.empty)
+        languages |= {language for _, language in part.blocks}
+    for language in sorted(empty.keys() - languages):
         raise UserError(
             f"language {language!r}: all of its {empty[language]} documents are empty; "
             "remove them or check which field --text_field names"
         )
-    if not paths:
+    if not languages:
         raise UserError(f"{inputs[0].path}: no documents; check --input")
-    sizes = writer.sizes
-    return {key: (path, sizes[path]) for key, path in paths.items()}, {
-        **shown,
-        "empty_documents": sum(empty.values()),
-        "bytes": sum(size.text_bytes for size in sizes.values()),
-    }
+    return empty.total()
 
 
-def tokenize_chunk(chunk: Chunk) -> _Tokenized:
+def tokenize_piece(job: _Job) -> Part:
     """Stage 1's job; UserError for a bad record, with its place."""
-    settings = workers.settings()
+    if not (is_remote(job.folder) or job.folder.is_dir()):
+        raise UserError(
+            f"{job.folder}: not there on {socket.gethostname()}; where several machines prepare a corpus, it and the"
+            " texts have to lie on a disk that all of them see, or in a bucket"
+        )
+    keys: list[Key] = []
+    columns, tokens = [np.empty(0, COLUMNS)], [np.empty(0, np.uint32)]
     empty: Counter[str] = Counter()
-    found = []
-    for document in parse_chunk(chunk, settings.fields):
+    records, bytes_read = [], 0
+    for number, part in enumerate(job.piece):
+        counted = 0
+        for batch in read_slice(part, workers.settings().fields):
+            found = _tokenize(batch, part, number, keys, empty)
+            columns.append(found.columns)
+            tokens.append(found.tokens)
+            counted = batch.records
+            bytes_read += batch.bytes_read
+        records.append(counted)
+    documents = Documents(np.concatenate(columns), np.concatenate(tokens))
+    del columns, tokens
+    return write_part(job.folder, job.name, keys, documents, records, dict(empty), bytes_read)
+
+
+def _tokenize(
+    batch: Batch, part: Slice, number: int, keys: list[Key], empty: Counter[str]
+) -> Documents:
+    """The documents of a batch of slice `number`; adds their keys, and counts those without text."""
+    kept = []
+    for document in batch.documents:
         if document.text and not document.text.isspace():
-            digest = hashlib.blake2b(document.utf8, digest_size=8).digest()
-            text_hash = int.from_bytes(digest, "little")
-            split = _split(text_hash, settings.held_out)
-            found.append((split, document.language, text_hash, document))
+            kept.append(document)
         else:
             empty[document.language] += 1
-    found.sort(key=lambda item: item[:2])
-    kept = [document for *_, document in found]
+    digests = b"".join(hashlib.blake2b(x.utf8, digest_size=8).digest() for x in kept)
+    hashes = np.frombuffer(digests, "<u8")
+    held = (hashes >> np.uint64(32)) < workers.settings().held_out * 2**32
+    keys += [
+        (SPLITS[int(out)], document.language)
+        for out, document in zip(held.tolist(), kept, strict=True)
+    ]
     encoded = workers.tokenizer().encode_batch([document.text for document in kept])
     eos = workers.special().eos
     for ids in encoded:
         ids.append(eos)
-    lengths = np.array([len(ids) for ids in encoded], np.int64)
+    columns = np.empty(len(kept), COLUMNS)
+    columns["id"] = [number << DOCUMENT_BITS | document.number for document in kept]
+    columns["hash"] = hashes
+    columns["text_bytes"] = [len(document.utf8) for document in kept]
+    columns["length"] = [len(ids) for ids in encoded]
     # array takes Python ints at 25 ns each, NumPy at 65: a tenth of the tokeniser's own time.
     tokens = np.frombuffer(array.array("I", itertools.chain.from_iterable(encoded)), np.uint32)
-    _check_ids(tokens, lengths, kept, chunk)
-    documents = Documents(
-        ids=np.array([document_id(d.input_index, d.number) for d in kept], np.uint64),
-        hashes=np.array([text_hash for _, _, text_hash, _ in found], np.uint64),
-        text_bytes=np.array([len(d.utf8) for d in kept], np.int64),
-        lengths=lengths,
-        tokens=tokens,
-    )
-    keys = Counter((split, language) for split, language, *_ in found)
-    return _Tokenized(list(keys.items()), documents, empty, chunk.bytes_read)
+    wrong = _wrong_id(tokens, columns["length"])
+    if wrong is not None:
+        where = record_place(part, kept[wrong[0]].number)
+        raise UserError(
+            f"{where}: {workers.tokenizer().path} gives the id {wrong[1]} within the "
+            f"text, which is a special token's or not below {workers.tokenizer().vocab_size}; remove the text or take "
+            "another tokeniser"
+        )
+    return Documents(columns, tokens)
 
 
-def _split(text_hash: int, held_out: float) -> str:
-    return SPLITS[1] if (text_hash >> 32) < held_out * 2**32 else SPLITS[0]
-
-
-def _check_ids(
-    tokens: np.ndarray, lengths: np.ndarray, documents: Sequence[Document], chunk: Chunk
-) -> None:
-    """UserError for an id that no embedding has a row for, or that ends a document in its midst."""
-    size = workers.tokenizer().vocab_size
-    special = tokens >= size
+def _wrong_id(tokens: np.ndarray, lengths: np.ndarray) -> tuple[int, int] | None:
+    """(document, id) where an id is one that no embedding has a row for, or that ends a document in its midst."""
+    special = tokens >= workers.tokenizer().vocab_size
     for start, stop in workers.special().never_in_texts():
         special |= (tokens >= start) & (tokens < stop) if start else tokens < stop
     if np.count_nonzero(special) == len(lengths):  # each document's <eos>
-        return
-    special[np.cumsum(lengths) - 1] = False
+        return None
+    ends = np.cumsum(lengths)
+    special[ends - 1] = False
     at = int(np.flatnonzero(special)[0])
-    document = documents[int(np.searchsorted(np.cumsum(lengths), at, side="right"))]
-    source = chunk.inputs[document.input_index - chunk.first_input]
-    raise UserError(
-        f"{source.path}, line {document.number}: {workers.tokenizer().path} gives the id {int(tokens[at])} within the "
-        f"text, which is a special token's or not below {size}; remove the text or take another tokeniser"
-    )
+    return int(np.searchsorted(ends, at, side="right")), int(tokens[at])

@@ -1,10 +1,9 @@
-"""A pool of processes for the jobs of a preparation."""
+"""Who does the jobs of a preparation: processes of this machine, or of a Ray cluster; each keeps its tokeniser."""
 
 import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -12,12 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from mmbert_jax.data.prepare.in_order import in_order
+from mmbert_jax.data.prepare.ray_jobs import ray_jobs
 from mmbert_jax.data.prepare.settings import Settings
 from mmbert_jax.data.special_ids import SpecialIds
 from mmbert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from mmbert_jax.errors import UserError
 
 Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+# A number of processes, or the address of a Ray cluster.
+Engine = int | str
 
 
 @dataclass
@@ -51,13 +54,19 @@ def tokenizer() -> Tokenizer:
     return _worker.tokenizer
 
 
+def begin(given: Settings, special: SpecialIds) -> None:
+    """What this process works with from now on."""
+    if (given, special) != (_worker.settings, _worker.special):
+        _worker.settings, _worker.special, _worker.tokenizer = given, special, None
+    # One process per core: threads inside of them would only get in each other's way.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
 def _start_worker(given: Settings, special: SpecialIds) -> None:
     # Ctrl-C reaches the whole group of processes; the parent alone decides what follows.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # One process per core: threads inside of them would only get in each other's way.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker.settings, _worker.special = given, special
+    begin(given, special)
 
 
 def _end_with_parent() -> None:
@@ -67,12 +76,21 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def run_jobs(workers: int, given: Settings, special: SpecialIds) -> Iterator[Run]:
+def run_jobs(engine: Engine, given: Settings, special: SpecialIds) -> Iterator[Run]:
     """Gives `run(function, jobs)`, which yields the results in the order of the jobs, a bounded number at a time."""
-    if workers == 1:
+    if engine == 1:
         _worker.settings, _worker.tokenizer, _worker.special = given, None, special
         yield map
-        return
+    elif isinstance(engine, str):
+        with ray_jobs(engine, begin, (given, special)) as run:
+            yield run
+    else:
+        with _pool_jobs(engine, given, special) as run:
+            yield run
+
+
+@contextmanager
+def _pool_jobs(workers: int, given: Settings, special: SpecialIds) -> Iterator[Run]:
     # Not fork: a tokeniser's threads would be lost in the copy.
     pool = ProcessPoolExecutor(
         workers,
@@ -82,13 +100,7 @@ def run_jobs(workers: int, given: Settings, special: SpecialIds) -> Iterator[Run
     )
 
     def run(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
-        running: deque[Future] = deque()
-        for job in jobs:
-            running.append(pool.submit(function, job))
-            if len(running) > 2 * workers:
-                yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
+        return in_order(lambda job: pool.submit(function, job), Future.result, jobs, 2 * workers)
 
     try:
         yield run

@@ -4,28 +4,34 @@ from mmbert_jax.data.sources.decompress import open_decompressed, readable
 from mmbert_jax.data.sources.find import Input, find_inputs
 from mmbert_jax.data.sources.lines import is_blank, parse_object, string_field
 from mmbert_jax.data.sources.listing import one_file
+from mmbert_jax.data.sources.pieces import Piece, Slice, split
 from mmbert_jax.data.sources.records import (
-    Chunk,
+    Batch,
     Document,
     Fields,
     count_languages,
-    parse_chunk,
-    read_chunks,
+    read_documents,
+    read_slice,
+    record_place,
 )
 
 __all__ = [
-    "Chunk",
+    "Batch",
     "Document",
     "Fields",
     "Input",
+    "Piece",
+    "Slice",
     "count_languages",
     "find_inputs",
     "is_blank",
     "one_file",
     "open_decompressed",
-    "parse_chunk",
     "parse_object",
-    "read_chunks",
+    "read_documents",
+    "read_slice",
     "readable",
+    "record_place",
+    "split",
     "string_field",
 ]

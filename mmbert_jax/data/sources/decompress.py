@@ -19,13 +19,17 @@ LARGEST_WINDOW = 1 << 31
 _BUFFER = 1 << 17
 
 
+def is_compressed(path: Place) -> bool:
+    return path.suffix in COMPRESSION_SUFFIXES[1:]
+
+
 def open_decompressed(path: Place, raw: BinaryIO) -> BinaryIO:
     """The content of an open file, decompressed as its name says; `raw` keeps the position in the file as it is stored.
 
     Raises:
       EOFError: an empty file of a compressed kind: gzip takes it for a file of no text, but the shortest has a header.
     """
-    if path.suffix in COMPRESSION_SUFFIXES[1:]:
+    if is_compressed(path):
         if not raw.read(1):
             raise EOFError("the file is empty")
         raw.seek(0)

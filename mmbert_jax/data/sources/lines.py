@@ -16,8 +16,11 @@ def is_blank(line: bytes) -> bool:
     return not rest or rest.isspace()
 
 
-def parse_object(line: bytes, place: str) -> dict[str, Any]:
+def parse_object(line: bytes, place: object) -> dict[str, Any]:
     """The JSON object that a line holds.
+
+    Args:
+      place: what an error is to begin with; it is spelled out (`str`) only then.
 
     Raises:
       UserError: invalid UTF-8 or JSON, or another value; the message begins with `place`.
@@ -36,7 +39,9 @@ def parse_object(line: bytes, place: str) -> dict[str, Any]:
     return value
 
 
-def string_field(value: dict[str, Any], field: str, option: str, place: str) -> tuple[str, bytes]:
+def string_field(
+    value: dict[str, Any], field: str, option: str, place: object
+) -> tuple[str, bytes]:
     """The string in a field of a record, and the same in UTF-8.
 
     Raises:
@@ -60,7 +65,7 @@ def string_field(value: dict[str, Any], field: str, option: str, place: str) -> 
         ) from None
 
 
-def decode(record: bytes, place: str) -> str:
+def decode(record: bytes, place: object) -> str:
     try:
         return record.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -142,9 +142,11 @@ def test_rows_are_in_random_order(corpus):
 def test_a_shard_takes_many_parts_of_a_language(tmp_path, corpus, records, model, monkeypatch):
     """Memory is for a part, however large a shard is: every document once, a language's rows in one range."""
     sizes = []
-    read = pack.read_spill
+    read = pack.read_deal
     monkeypatch.setattr(
-        pack, "read_spill", lambda *file: sizes.append(file[1].tokens) or read(*file)
+        pack,
+        "read_deal",
+        lambda dealt, *rest: sizes.append(dealt.size.tokens) or read(dealt, *rest),
     )
     monkeypatch.setattr(deal, "PART_TOKENS", 500)
     settings = preparation.Settings(model, Fields(), (64,), held_out=0.0)

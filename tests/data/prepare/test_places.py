@@ -13,7 +13,7 @@ from mmbert_jax.data.prepare import Settings, check_output, prepare_corpus
 from mmbert_jax.data.sources import Fields, find_inputs
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.errors import UserError
-from mmbert_jax.files import check_folder
+from mmbert_jax.files import check_folder, read_json
 from mmbert_jax.places import place
 
 
@@ -96,17 +96,22 @@ def test_an_upload_that_ends_half_way_leaves_no_corpus(tmp_path, gs_bucket, monk
     output = place(f"{gs_bucket}/corpus")
     prepare_corpus(inputs, settings, output, 1, "first")
     system, _ = fsspec.core.url_to_fs(str(output))
-    put = system.put_file
+    copy = system.cp_file
 
-    def fail(local, remote, **options):
-        if remote.endswith("manifest.json"):
+    def fail(source, target, **options):
+        if target.endswith("corpus/manifest.json"):
             raise OSError(5, "the network is gone")
-        return put(local, remote, **options)
+        return copy(source, target, **options)
 
-    monkeypatch.setattr(system, "put_file", fail)
-    with pytest.raises(UserError, match="gs:.*corpus: .*the network is gone"):
-        prepare_corpus(inputs, settings, output, 1, "second", overwrite=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(system, "cp_file", fail)
+        with pytest.raises(UserError, match="gs:.*corpus: .*the network is gone"):
+            prepare_corpus(inputs, settings, output, 1, "second", overwrite=True)
     assert not (output / "manifest.json").exists()
+    # The same again, now that the network is back.
+    prepare_corpus(inputs, settings, output, 1, "second", overwrite=True)
+    assert read_json(output / "manifest.json")["source"] == "second"
+    assert not place(f"{gs_bucket}/corpus.parts").exists()
 
 
 @pytest.mark.parametrize("path", ["ftp://host/c", "hdfs://c", "gs:///c"])

@@ -9,7 +9,7 @@ import pytest
 from small_tokenizer import write_small_tokenizer
 from tiny_corpus import write_corpus
 
-from mmbert_jax.data.sources import Fields, find_inputs, parse_chunk, read_chunks
+from mmbert_jax.data.sources import Fields, find_inputs, read_documents
 from mmbert_jax.errors import UserError
 
 LINE = b'{"language": "eng", "text": "a"}\n'
@@ -213,10 +213,10 @@ def test_a_folder_in_a_bucket(request, store, text, tmp_path):
 
     def documents(folder):
         inputs, notes = find_inputs([folder, f"{folder}/b.jsonl"], None)
-        chunks = list(read_chunks(inputs))
+        batches = read_documents(inputs, Fields())
         return (
             [(str(item.path).removeprefix(str(folder)), item.size) for item in inputs],
-            [document for chunk in chunks for document in parse_chunk(chunk, Fields())],
+            [document for batch in batches for document in batch.documents],
             [note.replace(str(folder), "FOLDER") for note in notes],
         )
 

@@ -10,9 +10,8 @@ from mmbert_jax.data.sources import (
     Fields,
     find_inputs,
     is_blank,
-    parse_chunk,
     parse_object,
-    read_chunks,
+    read_documents,
 )
 from mmbert_jax.errors import UserError
 
@@ -21,7 +20,7 @@ MARK = codecs.BOM_UTF8
 
 def documents(*paths):
     inputs, _ = find_inputs(paths, None)
-    return [d for chunk in read_chunks(inputs) for d in parse_chunk(chunk, Fields())]
+    return [d for batch in read_documents(inputs, Fields()) for d in batch.documents]
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gz"])

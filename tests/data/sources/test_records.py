@@ -1,6 +1,7 @@
 """Reading text: the same documents however they are stored, in chunks of bounded size; every fault with its place."""
 
 import gzip
+import itertools
 import json
 import struct
 
@@ -9,7 +10,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmbert_jax.data.sources import Fields, find_inputs, parse_chunk, read_chunks
+from mmbert_jax.data.sources import Fields, find_inputs, pieces, read_documents, read_slice, split
 from mmbert_jax.data.sources import records as reading
 from mmbert_jax.errors import UserError
 
@@ -35,7 +36,7 @@ def read(*paths, fields: Fields | None = None, language=None, default_language=N
     """(input index, line, language, text) of every document."""
     inputs, _ = find_inputs(paths, language, default_language)
     fields = fields or Fields(language=language, default_language=default_language)
-    documents = [d for chunk in read_chunks(inputs) for d in parse_chunk(chunk, fields)]
+    documents = [d for batch in read_documents(inputs, fields) for d in batch.documents]
     assert all(d.utf8 == d.text.encode() for d in documents)
     return [tuple(d[:4]) for d in documents]
 
@@ -112,47 +113,73 @@ def test_mixed_inputs_are_numbered_in_order(tmp_path):
     ]
 
 
-# --- chunks ---
+# --- pieces and batches ---
 
 
 @given(
     sizes=st.lists(st.integers(0, 300), min_size=1, max_size=60),
-    chunk_bytes=st.integers(1, 3000),
+    batch_bytes=st.integers(1, 3000),
+    piece_bytes=st.integers(1, 3000),
+    blank=st.sampled_from([b"\n", b"\r\n", b"\n\n \n"]),
     compressed=st.booleans(),
 )
-def test_chunks_are_bounded_and_lose_nothing(tmp_path_factory, sizes, chunk_bytes, compressed):
+def test_pieces_and_batches_are_bounded_and_lose_nothing(
+    tmp_path_factory, sizes, batch_bytes, piece_bytes, blank, compressed
+):
     records = [("eng", f"{i}" + "x" * size) for i, size in enumerate(sizes)]
-    data = jsonl(records)
-    folder = tmp_path_factory.mktemp("chunks")
+    data = jsonl(records).replace(b"\n", blank)
+    folder = tmp_path_factory.mktemp("pieces")
     path = folder / ("a.jsonl.gz" if compressed else "a.jsonl")
     path.write_bytes(gzip.compress(data) if compressed else data)
+    inputs, _ = find_inputs([path], None)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "CHUNK_BYTES", chunk_bytes)
-        chunks = list(read_chunks(find_inputs([path], None)[0]))
-    assert b"".join(line for chunk in chunks for line in chunk.records) == data
-    line = 1
-    for chunk in chunks:
-        assert chunk.first_line == line
-        line += len(chunk.records)
-        assert sum(map(len, chunk.records[:-1])) < chunk_bytes
-    assert sum(chunk.bytes_read for chunk in chunks) == path.stat().st_size
+        patch.setattr(reading, "BATCH_BYTES", batch_bytes)
+        for name in ("LARGEST", "LEAST", "_STRIPED"):
+            patch.setattr(pieces, name, piece_bytes)
+        parts = [part for piece in split(inputs) for part in piece]
+        read = [list(read_slice(part, Fields())) for part in parts]
+    if not compressed:
+        assert all(part.stop - part.start <= piece_bytes for part in parts)
+        assert sum(batch.bytes_read for batches in read for batch in batches) <= len(data)
+    for batches in read:
+        for batch in batches:
+            lines = [len(jsonl([tuple(d[2:4])])) for d in batch.documents]
+            assert sum(lines[:-1]) < batch_bytes
+    # Numbers of slices that are not counted from the file's beginning are put right by what the ones before have.
+    found, before = [], 0
+    for part, batches in zip(parts, read, strict=True):
+        first = 0 if part.is_counted else before
+        found += [(first + d.number, d.text) for batch in batches for d in batch.documents]
+        before = first + (batches[-1].records if batches else 0)
+    numbers = [i for i, line in enumerate(data.split(b"\n"), 1) if line.strip()]
+    assert sorted(found) == [(i, text) for i, (_, text) in zip(numbers, records, strict=True)]
 
 
-def test_many_small_text_files_share_chunks_and_large_ones_do_not(tmp_path):
+def test_small_files_share_pieces_and_large_ones_do_not(tmp_path):
     for i in range(50):
-        write(tmp_path / "eng" / f"{i:02}.txt", b"x" * 20_000)
+        write(tmp_path / "eng" / f"{i:02}.txt", b"x" * 100_000)
     write(tmp_path / "eng" / "99.txt", b"y" * 3_000_000)
-    chunks = list(read_chunks(find_inputs([tmp_path], None)[0]))
-    assert [record for chunk in chunks for record in chunk.records] == [
-        *[b"x" * 20_000] * 50,
-        b"y" * 3_000_000,
-    ]
-    assert all(sum(map(len, chunk.records[:-1])) < reading.CHUNK_BYTES for chunk in chunks)
-    assert len(chunks) <= 2
-    assert [chunk.first_input for chunk in chunks] == [
-        0,
-        *[len(chunks[0].records)][: len(chunks) - 1],
-    ]
+    write(tmp_path / "eng" / "99a.txt", b"z")
+    write(tmp_path / "a.jsonl", jsonl() * 100_000)
+    found = split(find_inputs([tmp_path], None)[0])
+    names = [[part.source.path.name for part in piece] for piece in found]
+    assert {name for piece in names for name in piece if name == "a.jsonl"}
+    assert [len(piece) for piece in names if piece[0] != "a.jsonl"] == [21, 21, 8, 1, 1]
+    large = [piece[0] for piece in found if piece[0].source.path.name == "a.jsonl"]
+    assert len(large) > 5
+    assert [part.start for part in large[1:]] == [part.stop for part in large[:-1]]
+    assert large[-1].stop == large[-1].source.size
+
+
+def test_a_line_of_a_piece_is_named_by_its_number_in_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, "LARGEST", 1000)
+    monkeypatch.setattr(pieces, "LEAST", 1000)
+    lines = jsonl([("eng", f"{i}") for i in range(500)]).splitlines(keepends=True)
+    for bad in (0, 1, 250, 499):
+        path = write(tmp_path / "a.jsonl", b"".join([*lines[:bad], b"{\n", *lines[bad + 1 :]]))
+        parts = [part for piece in split(find_inputs([path], None)[0]) for part in piece]
+        with pytest.raises(UserError, match=f"a.jsonl, line {bad + 1}: invalid JSON"):
+            list(itertools.chain.from_iterable(read_slice(part, Fields()) for part in parts))
 
 
 # --- faults ---
