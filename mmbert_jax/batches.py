@@ -8,6 +8,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from mmbert_jax.data.language_codes import check_names
+from mmbert_jax.data.mixture import all_languages
 from mmbert_jax.data.pipeline import PhaseData, microbatches, open_data
 from mmbert_jax.optim.schedules import batch_rows, mixture_rows, phase_rows
 from mmbert_jax.parallel.sharding import local_rows, put_rows
@@ -17,9 +19,13 @@ from mmbert_jax.waiting import data_in_time
 
 
 def open_phase(config: ConfigDict) -> PhaseData:
-    """The training rows of the phase of a config; errors as of `open_data`."""
+    """The training rows of the phase of a config; errors as of `open_data`, and for names in `eval.groups`."""
     rows = phase_rows(config.train, config.data.row_length)
-    return open_data(config.data, rows, phase_seed(config), mixture_rows(config))
+    data = open_data(config.data, rows, phase_seed(config), mixture_rows(config))
+    languages = {language for manifest in data.manifests for language in all_languages(manifest)}
+    for group, names in config.eval.groups.items():
+        check_names(f"config.eval.groups.{group}", names, languages)
+    return data
 
 
 def read_batches(

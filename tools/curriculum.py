@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmbert_jax.config_file import load
-from mmbert_jax.data.language_codes import describe_fit, language_key
+from mmbert_jax.data.language_codes import describe_fit, read_as
 from mmbert_jax.data.sources import Fields, count_languages, find_inputs
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.files import check_folder, nan_for_null, read_json, visible, write_json, write_text
@@ -239,7 +239,8 @@ def report(out: Place) -> None:
     shares = {PHASE_TITLES[p]: language_shares(out / p) for p in STARTS_FROM}
     listed = {x: i for i, x in enumerate(x for group in GROUP_TITLES for x in groups[group])}
     read = {language for of_phase in shares.values() for language in of_phase}
-    order = sorted(read, key=lambda x: listed.get(x, listed.get(language_key(x), len(listed))))
+    meant = read_as(sorted(read), listed.keys())
+    order = sorted(read, key=lambda x: listed.get(meant.get(x), len(listed)))
     plot_shares(shares, order, out / "shares.png")
     runs = {PHASE_TITLES[p]: out / p for p in STARTS_FROM}
     starts = {

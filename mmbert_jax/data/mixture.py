@@ -4,8 +4,9 @@ A phase names its sources, each with a share. Inside a source a language's share
 (its tokens)^temperature. Nothing is read more than `max_passes` times during the phase: what that cuts off goes to the
 other languages of the source, and what the whole source cannot hold to the other sources.
 
-A name means the language of a corpus that is spelled so, or else those with the same code (data/language_codes.py):
-"eng" means "eng_Latn". Several of them count as one language in the temperature and divide its share by their tokens.
+A name means the language of a corpus that is spelled so, or else those that are the same in another spelling
+(data/language_codes.py): "en" means "eng_Latn". Several of them count as one language in the temperature and divide its
+share by their tokens.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 
 import numpy as np
 
-from mmbert_jax.data.language_codes import read_as
+from mmbert_jax.data.language_codes import check_names, read_as, unknown
 from mmbert_jax.errors import UserError
 
 
@@ -120,8 +121,10 @@ def build_mixture(
     claims: dict[str, list[str]] = {}
     for name in names:
         corpus = corpus_of[name]
-        found, missing = _claim(
-            data_config["sources"][name]["languages"], languages[corpus], meant[corpus]
+        named = data_config["sources"][name]["languages"]
+        found, missing = _claim(named, languages[corpus], meant[corpus])
+        check_names(
+            f"config.data.sources.{name}.languages", missing, all_languages(manifests[corpus])
         )
         if missing and found:
             notes.append(
@@ -257,6 +260,16 @@ def _languages_of(manifest: Mapping, row_length: int) -> Mapping[str, Mapping]:
     }
 
 
+def all_languages(manifest: Mapping) -> set[str]:
+    """Those without rows, too."""
+    return {
+        language
+        for of_length in manifest["row_lengths"].values()
+        for split in of_length.values()
+        for language in split["languages"]
+    }
+
+
 def _named_in(sources: Mapping, corpus_of: Mapping[str, int], corpus: int) -> set[str]:
     """All languages that the sources of a corpus name."""
     return {
@@ -312,14 +325,23 @@ def _remarks(
             )
         unread = [language for language in of_corpus if (corpus, language) not in read]
         if unread:
-            unread.sort(key=lambda language: (-of_corpus[language]["tokens"], language))
             tokens = sum(of_corpus[language]["tokens"] for language in unread)
             total = sum(entry["tokens"] for entry in of_corpus.values())
-            largest = [f"{x!r} {of_corpus[x]['tokens']:,}" for x in unread]
             yield (
                 f"corpus {manifest['source']}: {len(unread):,} of its {len(of_corpus):,} languages are named by no"
-                f" source and not read, {tokens:,} of {total:,} tokens ({_shown(largest)})"
+                f" source and not read, {tokens:,} of {total:,} tokens ({_with_tokens(unread, of_corpus)})"
             )
+        by_itself = unknown(x for x in of_corpus if meant[corpus].get(x) != x)
+        if by_itself:
+            yield (
+                f"corpus {manifest['source']}: {len(by_itself):,} of its languages have no code of ISO 639 or BCP 47"
+                f" and are meant by no other spelling ({_with_tokens(by_itself, of_corpus)})"
+            )
+
+
+def _with_tokens(languages: Sequence[str], of_corpus: Mapping[str, Mapping]) -> str:
+    largest = sorted(languages, key=lambda language: (-of_corpus[language]["tokens"], language))
+    return _shown([f"{language!r} {of_corpus[language]['tokens']:,}" for language in largest])
 
 
 def _shown(items: Sequence[str]) -> str:

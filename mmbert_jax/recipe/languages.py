@@ -4,8 +4,9 @@ ISO 639-3 codes, largest first, as they stand in the counts (Arabic is `arb`, Ch
 program code. The counts have 60 languages in phase 1, 109 from phase 2 on (the paper says 110) and 1,833 in the last.
 """
 
+from mmbert_jax.data.language_codes import CODE
+
 ENGLISH = "eng"
-CODE = "code"
 
 # Phase 1: English and 59 others.
 PHASE1 = (

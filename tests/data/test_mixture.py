@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shared_data import shared_file
 
-from mmbert_jax.data.language_codes import describe_fit, language_key
+from mmbert_jax.data.language_codes import describe_fit
 from mmbert_jax.data.mixture import build_mixture, describe, shares
 from mmbert_jax.errors import UserError
 from mmbert_jax.recipe import languages, sources
@@ -157,48 +157,34 @@ def test_cap_sends_the_surplus_to_the_rest_of_the_source_and_then_to_other_sourc
 
 def test_missing_languages_are_counted_and_missing_sources_left_out():
     config = data_config(
-        {"a": (1.0, ("eng",)), "b": (1.0, ("deu", "xxx", "yyy")), "c": (2.0, ("zzz",))}
+        {"a": (1.0, ("eng",)), "b": (1.0, ("deu", "nld", "swe")), "c": (2.0, ("zul",))}
     )
     mixture = build_mixture(config, 100, [manifest({"eng": 50, "deu": 50, "fao": 50})])
     assert shares_of(mixture) == pytest.approx({("a", "eng"): 0.5, ("b", "deu"): 0.5})
     assert mixture.notes == (
-        "data source b: 2 of its languages are not in the corpus (xxx, yyy)",
+        "data source b: 2 of its languages are not in the corpus (nld, swe)",
         "data source c: none of its languages is in the corpus; its share goes to the other sources",
     )
     assert "warning: data source c" in describe(mixture)
 
 
 def test_languages_that_no_source_names_are_remarked_on_largest_first():
-    rows = {"eng": 50, "deu": 30, "aze": 5, "en": 10, "zho_Hans": 20}
+    rows = {"eng": 50, "deu": 30, "aze": 5, "x11": 10, "zho_Hans": 20}
     config = data_config({"a": (1.0, ("eng",)), "b": (1.0, ("deu",))})
     mixture = build_mixture(config, 100, [manifest(rows)])
     assert mixture.notes == ()
     assert mixture.remarks == (
         "corpus corpus: 3 of its 5 languages are named by no source and not read, 350 of 1,150 tokens ('zho_Hans' 200,"
-        " 'en' 100, 'aze' 50)",
+        " 'x11' 100, 'aze' 50)",
+        "corpus corpus: 1 of its languages have no code of ISO 639 or BCP 47 and are meant by no other spelling ('x11'"
+        " 100)",
     )
     assert "note: corpus corpus: 3 of its 5" in describe(mixture)
     rest = build_mixture(data_config({"a": (1.0, ("eng",)), "b": (1.0, ())}), 100, [manifest(rows)])
-    assert rest.remarks == ()
-
-
-@pytest.mark.parametrize(
-    ("code", "key"),
-    [
-        ("eng", "eng"),
-        ("eng_Latn", "eng"),
-        ("azj-Cyrl", "azj"),
-        (" ENG", "eng"),
-        ("en", "en"),
-        ("en_Latn", "en"),
-        ("aze", "aze"),
-        ("zh_Hant_TW", "zh_hant_tw"),
-        ("code", "code"),
-        ("Latn", "latn"),
-    ],
-)
-def test_keys_of_codes(code, key):
-    assert language_key(code) == key
+    assert ["'x11' 100" in remark for remark in rest.remarks] == [True]
+    # A name that is spelled so is no mistake.
+    exact = build_mixture(data_config({"a": (1.0, ("eng", "x11"))}), 100, [manifest(rows)])
+    assert ["'x11'" in remark for remark in exact.remarks] == [False]
 
 
 def test_names_mean_other_spellings_of_their_codes():
@@ -226,17 +212,18 @@ def test_names_mean_other_spellings_of_their_codes():
 
 def test_lists_are_held_against_a_text_before_anything_is_made_of_it():
     groups = {"english": ("eng",), "phase1": ("deu", "azj"), "last": ("fao",)}
-    text = {"eng_Latn": 200, "azj_Latn": 100, "aze": 50, "en": 60, "fao": 3}
+    text = {"eng_Latn": 200, "azj_Latn": 100, "azb": 50, "yy1": 60, "fao": 3}
     said = describe_fit(text, groups, ("english", "phase1"))
     assert said.splitlines() == [
         "413 documents in 5 languages, of which the lists name 3",
         "meant by another spelling of their codes: 2 ('eng_Latn' as eng, 'azj_Latn' as azj)",
-        "named by no list, so read by no phase: 110 documents in 2 languages ('en' 60, 'aze' 50)",
+        "named by no list, so read by no phase: 110 documents in 2 languages ('yy1' 60, 'azb' 50)",
+        "of these, no code of ISO 639 or BCP 47: 'yy1' 60: correct them in the text",
     ]
     with pytest.raises(
-        UserError, match=r"\('en' 60, 'fao' 3\) is among .* \(eng, deu, azj, \.\.\.\)"
+        UserError, match=r"\('nld' 60, 'fao' 3\) is among .* \(eng, deu, azj, \.\.\.\)"
     ):
-        describe_fit({"en": 60, "fao": 3}, groups, ("english", "phase1"))
+        describe_fit({"nld": 60, "fao": 3}, groups, ("english", "phase1"))
 
 
 def test_order_of_the_config_does_not_matter():
@@ -255,7 +242,7 @@ def test_describe_names_sources_and_languages():
     )
     lines = table.splitlines()
     assert lines[1].split() == ["web", "30", "4,650", "100.00%", "0.022"]
-    assert [line.split()[0] for line in lines[3:]] == ["l29", "l28", "l27", "...", "l00"]
+    assert [line.split()[0] for line in lines[3:8]] == ["l29", "l28", "l27", "...", "l00"]
     assert "26 more" in lines[6]
 
 
@@ -271,8 +258,12 @@ def test_describe_names_sources_and_languages():
             r"config\.data\.sources\.web\.share is -1\.0: it must be above 0",
         ),
         (
-            {"sources": {"web": {"share": 1.0, "languages": ("xyz",)}}},
-            r"config\.data\.sources: the corpus has none of the languages named there \(xyz\), only deu, eng",
+            {"sources": {"web": {"share": 1.0, "languages": ("zul",)}}},
+            r"config\.data\.sources: the corpus has none of the languages named there \(zul\), only deu, eng",
+        ),
+        (
+            {"sources": {"web": {"share": 1.0, "languages": ("eng", "grman", "deu")}}},
+            r"config\.data\.sources\.web\.languages names 'grman': neither a language of the corpus nor a code of",
         ),
         (
             {"row_length": 99},
