@@ -148,9 +148,9 @@ COMMANDS = {
         "--model {made}/run --tokenizer {made}/hf --input {made}/text.jsonl --output {out}",
     ),
     "run_report": ("run_report", "--run {made}/run --output {out}.html"),
-    "plot_mixture": (
-        "plot_mixture",
-        "--config {made}/tiny.py --corpus {made}/corpus --counts {made}/counts.csv:tokens --output {out}.png",
+    "mixture_report": (
+        "mixture_report",
+        "--config {made}/tiny.py --corpus {made}/corpus --counts {made}/counts.csv:tokens --output {out}",
     ),
     "train": (None, ""),
 }

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 
 from mmbert_jax.files import atomic_file
 from mmbert_jax.places import Place
+from mmbert_jax.report.counts import Comparison
 from mmbert_jax.report.runs import steps_and_evaluations
 
 
@@ -24,7 +25,72 @@ def plot_shares(
       path: the PNG to write.
     """
     figure = Figure(figsize=(10, 5), layout="constrained")
-    axes = figure.subplots()
+    _draw_shares(figure.subplots(), shares, order)
+    _save(figure, path)
+
+
+def plot_mixtures(
+    phases: Mapping[str, Mapping[str, Any]], comparisons: Mapping[str, Comparison], path: Place
+) -> None:
+    """What phases sample, as figure 1 of mmBERT's announcement has it, and each beside published counts.
+
+    Args:
+      phases: config of a phase, as on a command line, -> what `report.mixtures.summary` returns.
+      comparisons: config of a phase -> its shares beside counts; may lack phases.
+      path: the PNG to write.
+    """
+    titles = {name: _short(name.rpartition("/")[2], 24) for name in phases}
+    shares = {
+        name: {language: of["share"] for language, of in phase["languages"].items()}
+        for name, phase in phases.items()
+    }
+    first_share: dict[str, float] = {}
+    for of_language in shares.values():
+        first_share = of_language | first_share
+    order = dict.fromkeys(
+        language
+        for of_language in shares.values()
+        for language in sorted(of_language, key=lambda k: (-first_share[k], k))
+    )
+    columns = max(2, len(comparisons))
+    figure = Figure(figsize=(5 * columns, 9 if comparisons else 4.5), layout="constrained")
+    rows = figure.subfigures(2, 1) if comparisons else [figure]
+    left, right = rows[0].subplots(1, 2, width_ratios=(2, 1))
+    _draw_shares(left, {titles[name]: of for name, of in shares.items()}, list(order))
+    places = np.arange(len(phases))
+    bottom = np.zeros(len(phases))
+    for source in dict.fromkeys(x for phase in phases.values() for x in phase["sources"]):
+        read = [phase["sources"].get(source, {"read": 0})["read"] for phase in phases.values()]
+        right.bar(places, np.array(read) / 1e9, bottom=bottom, label=_short(source))
+        bottom += np.array(read) / 1e9
+    for index, phase in enumerate(phases.values()):
+        right.annotate(f"{len(phase['languages'])} languages", (index, bottom[index]), ha="center")
+    right.set(ylabel="tokens, B", title="Tokens and languages")
+    right.set_xticks(places, titles.values(), rotation=15)
+    right.set_ylim(top=1.1 * max(bottom))
+    right.legend(fontsize="x-small")
+    if comparisons:
+        panels = rows[1].subplots(1, len(comparisons), squeeze=False)[0]
+        for axes, (name, found) in zip(panels, comparisons.items(), strict=True):
+            axes.plot(100 * found.theirs, 100 * found.ours, ".", markersize=4)
+            axes.axline((1, 1), slope=1, color="0.6", linewidth=1)
+            axes.set(
+                xscale="log",
+                yscale="log",
+                xlabel=f"{found.column}, %",
+                ylabel="share, %",
+                title=f"{titles[name]}\ntotal variation {found.total_variation:.3f}",
+            )
+            axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _short(name: str, length: int = 40) -> str:
+    """A name for a legend: that of many sources which one corpus serves is long."""
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def _draw_shares(axes, shares: Mapping[str, Mapping[str, float]], order: Sequence[str]) -> None:
     for phase, of_language in shares.items():
         values = np.array([of_language.get(language, np.nan) for language in order])
         count = np.count_nonzero(~np.isnan(values))
@@ -37,7 +103,6 @@ def plot_shares(
     )
     axes.legend()
     axes.grid(alpha=0.3)
-    _save(figure, path)
 
 
 def plot_losses(

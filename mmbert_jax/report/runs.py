@@ -1,7 +1,7 @@
 """What a run folder says about itself."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
@@ -59,9 +59,10 @@ def language_shares(run: Place) -> dict[str, float]:
     return shares_by_language(mixture_of(complete(ConfigDict(read_config(run)))))
 
 
-def mixture_of(config: ConfigDict) -> Mixture:
-    """The mixture of a phase, from the config and the manifests of its corpora alone."""
-    _, manifests = find_corpora(config.data)
+def mixture_of(config: ConfigDict, manifests: Sequence[Mapping] | None = None) -> Mixture:
+    """The mixture of a phase, from the config and the manifests alone; None: those of its corpora."""
+    if manifests is None:
+        _, manifests = find_corpora(config.data)
     rows = phase_rows(config.train, config.data.row_length)
     return build_mixture(config.data, rows, manifests, mixture_rows(config))
 
