@@ -6,8 +6,9 @@ import pytest
 from data.tiny_corpus import identify, write_corpus
 from tiny import tiny_config
 
-from mmbert_jax.batches import MicrobatchRanges, read_batches
+from mmbert_jax.batches import MicrobatchRanges, open_phase, read_batches
 from mmbert_jax.data.pipeline import open_data
+from mmbert_jax.errors import UserError
 from mmbert_jax.optim.schedules import batch_rows, phase_rows
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.step import phase_seed
@@ -120,3 +121,11 @@ def test_microbatches_are_addressed_by_number(size, row, rows):
     assert [ranges[i] for i in range(len(ranges))] == expected
     with pytest.raises(IndexError):
         ranges[len(ranges)]
+
+
+def test_groups_name_languages_in_any_spelling_and_nothing_else(corpus):
+    """A code that the corpus lacks is no mistake, a name that is no code is."""
+    named = {"north": ("fo", "swe"), "south": ("de", "eng_Latn")}
+    assert open_phase(config_of(corpus, 4, eval__groups=named)).mixture.entries
+    with pytest.raises(UserError, match=r"config\.eval\.groups\.north names 'faroish': neither"):
+        open_phase(config_of(corpus, 4, eval__groups=named | {"north": ("fo", "faroish")}))

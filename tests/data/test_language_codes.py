@@ -9,6 +9,8 @@ import json
 
 import pycountry
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from shared_data import shared_file
 
 from mmbert_jax.data.language_codes import is_known, parse, read_as, unknown
@@ -133,6 +135,18 @@ def test_what_is_no_code(code):
     assert not is_known(code)
     assert unknown([code, "de"]) == [code]
     assert unknown([code], [code]) == []
+
+
+@given(
+    st.lists(st.sampled_from("en x i zh min de Latn 419 US a1b2c oxendict 1 u - é \0".split(" ")))
+    .map("-".join)
+    .filter(len)
+    | st.text(max_size=12)
+)
+def test_any_string_is_a_name(code):
+    """What a corpus holds as a language may be anything: it is a code, or it means itself."""
+    assert isinstance(is_known(code), bool)
+    assert read_as([code], {code, "eng"}) == {code: code}
 
 
 def test_every_language_of_iso_639_is_found_by_each_of_its_codes():
