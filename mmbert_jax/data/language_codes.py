@@ -48,7 +48,7 @@ class Code(NamedTuple):
       subtag: its language as it is written, in lower case.
       alpha3: the same by ISO 639-3 where it has such a code: "deu" for "de", "ger" and "deu".
       macro: the macrolanguage that it is, or stands for: "zho" for "zho" and "cmn"; else `alpha3`.
-      script: as it is written, or None.
+      script: as it is written or implied ("sh" is Latin), or None.
       likely_script: the one that the language is mostly written in; None where that is not known.
       territory: as it is written, or None.
     """
@@ -78,7 +78,8 @@ def parse(code: str) -> Code:
         alpha3 = macro = subtag
     likely = tag.maximize().script if tag.language in langcodes.LIKELY_SUBTAGS else None
     macro = _STANDS_FOR.get(alpha3, macro)
-    return Code(subtag, alpha3, macro, tag.script, likely, tag.territory)
+    territory = tag.territory if written.territory else None
+    return Code(subtag, alpha3, macro, tag.script, likely, territory)
 
 
 def _tag(code: str) -> str:
@@ -86,7 +87,7 @@ def _tag(code: str) -> str:
 
 
 def is_known(code: str) -> bool:
-    """Whether this is the code of a language, or `CODE`; of languages alone, not of families or scripts."""
+    """Whether this is a code of ISO 639 or BCP 47, or `CODE`."""
     code = _tag(code)
     return parse(code).subtag in _ALSO_KNOWN or langcodes.tag_is_valid(code)
 

@@ -285,12 +285,15 @@ def _claim(
 ) -> tuple[list[str], list[str]]:
     """(languages of the corpus that a source reads, languages that it names but the corpus lacks), each sorted.
 
-    A source that names none reads what no source of the corpus names.
+    A source that names none reads what no source of the corpus names. A language that it names twice, as "zh" and as
+    "cmn", is there when either is.
     """
     if not named:
         return sorted(languages.keys() - meant.keys()), []
     found = sorted(language for language, name in meant.items() if name in named)
-    return found, sorted(set(named) - {meant[language] for language in found})
+    meaning = {meant[language] for language in found}
+    missing = set(named) - meaning
+    return found, sorted(missing - read_as(missing, meaning).keys())
 
 
 def _weights(

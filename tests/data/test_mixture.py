@@ -168,6 +168,13 @@ def test_missing_languages_are_counted_and_missing_sources_left_out():
     assert "warning: data source c" in describe(mixture)
 
 
+def test_a_language_that_is_named_twice_is_not_missing():
+    config = data_config({"a": (1.0, ("zh", "cmn", "deu", "de", "nld"))})
+    mixture = build_mixture(config, 100, [manifest({"cmn": 50, "deu": 50})])
+    assert shares_of(mixture) == pytest.approx({("a", "cmn"): 0.5, ("a", "deu"): 0.5})
+    assert mixture.notes == ("data source a: 1 of its languages are not in the corpus (nld)",)
+
+
 def test_languages_that_no_source_names_are_remarked_on_largest_first():
     rows = {"eng": 50, "deu": 30, "aze": 5, "x11": 10, "zho_Hans": 20}
     config = data_config({"a": (1.0, ("eng",)), "b": (1.0, ("deu",))})
