@@ -30,13 +30,24 @@ BPE, UNIGRAM = "BPE", "Unigram"
 
 def check_supported(description: Description, name: str) -> None:
     """Raises a `UserError` for a tokeniser whose tokens a trimmed one could not reproduce."""
+    if description["model"].get("type") != UNIGRAM:
+        check_bpe(description, name, "trimmed")
+
+
+def check_bpe(description: Description, name: str, done: str) -> None:
+    """Raises a `UserError` for all but BPE that spells everything and splits a text by its merges alone.
+
+    Args:
+      done: what is done to a vocabulary, for the message.
+    """
     model = description["model"]
     kind = model.get("type")
-    if kind == UNIGRAM:
-        return
     spelled = _bytes(description) if kind == BPE else None
     for unsupported, what in (
-        (kind != BPE, f"it is a {kind}, neither BPE nor Unigram"),
+        (
+            kind != BPE,
+            f"it is a {kind}" + (", neither BPE nor Unigram" if done == "trimmed" else ", no BPE"),
+        ),
         (spelled is None, "it is a BPE without byte fallback that is not byte-level either"),
         (len(spelled or ()) != 256, f"it has {len(spelled or ())} of the 256 bytes"),
         (model.get("ignore_merges"), "it takes whole words before it merges (ignore_merges)"),
@@ -47,7 +58,7 @@ def check_supported(description: Description, name: str) -> None:
         ),
     ):
         if unsupported:
-            raise UserError(f"{name}: this tokeniser's vocabulary cannot be trimmed: {what}")
+            raise UserError(f"{name}: this tokeniser's vocabulary cannot be {done}: {what}")
 
 
 def ids_to_keep(
@@ -74,7 +85,7 @@ def ids_to_keep(
     kept |= _always_in_bpe(description)
     added = {token["id"] for token in description["added_tokens"]}
     merged = [pieces[i] for i in used - added if not BYTE.fullmatch(pieces[i])]
-    ranks = {pair: rank for rank, pair in enumerate(_merges(description))} if merged else {}
+    ranks = {pair: rank for rank, pair in enumerate(merges_of(description))} if merged else {}
     for piece in merged:
         kept.update(model["vocab"][part] for part in _built_from(piece, ranks))
     return sorted(kept)
@@ -92,7 +103,7 @@ def trim_description(description: Description, keep: list[int]) -> Description:
         model["vocab"] = {p: new_id[i] for p, i in model["vocab"].items() if i in new_id}
         model["merges"] = [
             [left, right]
-            for left, right in _merges(description)
+            for left, right in merges_of(description)
             if {left, right, left + right} <= model["vocab"].keys()
         ]
     return {
@@ -148,7 +159,7 @@ def _renumber(part: Any, change: Callable[[int], int]) -> Any:
 def _bytes(description: Description) -> set[int] | None:
     """The ids that spell one byte each; None where there is no such thing."""
     vocabulary = description["model"]["vocab"]
-    if _is_byte_level(description):
+    if is_byte_level(description):
         return {vocabulary[c] for c in ByteLevel.alphabet() if c in vocabulary}
     if not description["model"].get("byte_fallback"):
         return None
@@ -160,7 +171,7 @@ def _bytes(description: Description) -> set[int] | None:
     return found
 
 
-def _is_byte_level(description: Description) -> bool:
+def is_byte_level(description: Description) -> bool:
     return any(
         part.get("type") == "ByteLevel"
         for name in ("normalizer", "pre_tokenizer")
@@ -177,7 +188,7 @@ def _always_in_bpe(description: Description) -> set[int]:
     return (_bytes(description) or set()) | named | written
 
 
-def _merges(description: Description) -> list[tuple[str, str]]:
+def merges_of(description: Description) -> list[tuple[str, str]]:
     """Pairs in the order of their ranks; older files write a pair as one string."""
     return [
         tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge)
