@@ -11,8 +11,14 @@ import pytest
 from other_tokenizers import sentences
 from programs import ROOT, call, module
 from small_tokenizer import write_small_tokenizer
+from tiny import tiny_config
 
-from mmbert_jax.files import to_json
+from mmbert_jax.checkpoint import restore_params, save_params
+from mmbert_jax.data.tokenizer import load_tokenizer
+from mmbert_jax.data.tokenizer_identity import describe_tokenizer
+from mmbert_jax.files import read_json, to_json
+from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.model.heads import init_params
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -71,8 +77,26 @@ def downloaded(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("guide", ["hugging_face"])
-def test_all_of_it_works(guide, downloaded, monkeypatch):
+@pytest.fixture
+def started(tmp_path, monkeypatch):
+    """A working folder as the guide to languages has it: `runs/start`, `old.jsonl`, `new.jsonl`, and the programs."""
+    tokenizer = load_tokenizer(write_small_tokenizer(tmp_path / "tokenizer"))
+    config = tiny_config(model__vocab_size=tokenizer.vocab_size, data__row_length=1024)
+    meta = {"phase": "tiny", "step": 3, "tokens": 5, "config": config.to_dict()}
+    meta["tokenizer"] = describe_tokenizer(tokenizer) | {"path": str(tmp_path / "tokenizer")}
+    params = init_params(ModelConfig.from_config(config.model), 0)
+    save_params(tmp_path / "runs" / "start", params, meta)
+    khmer = ["ភាសាខ្មែរ ជា ភាសា ដែលមាន អក្សរ របស់ខ្លួន " * 5 + str(i) for i in range(200)]
+    for name, language, texts in (("old", "eng", sentences(200)), ("new", "khm", khmer)):
+        lines = (to_json({"text": text, "language": language}) + "\n" for text in texts)
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines))
+    for name in ("tools", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run_all_of(guide, monkeypatch):
     names: dict = {}
     for language, text in blocks(guide):
         if language == "python":
@@ -89,3 +113,28 @@ def test_all_of_it_works(guide, downloaded, monkeypatch):
                 continue
             program = module(words[0].removesuffix(".py"))
             assert call(program.main, words, monkeypatch) == 0, command
+
+
+def test_all_of_it_works(downloaded, monkeypatch):
+    run_all_of("hugging_face", monkeypatch)
+
+
+def test_a_language_of_your_own(started, monkeypatch):
+    """The steps hand on: shares of the two corpora, the lineage, a line for each language, files for `transformers`."""
+    pytest.importorskip("matplotlib")
+    run_all_of("own_language", monkeypatch)
+    report = read_json(started / "report" / "languages.json")
+    assert {name: entry["new"] for name, entry in report["languages"].items()} == {
+        "eng": False,
+        "khm": True,
+    }
+    assert set(report["languages"]["khm"]["loss"]) == {"before", "after", "merged"}
+    _, meta = restore_params(started / "runs" / "merged")
+    assert meta["merge"]["base"]["phase"] == "extended"
+    assert meta["extend"]["path"] == "runs/start"
+    tokenizer = transformers.AutoTokenizer.from_pretrained("my-model")
+    text = "ភាសា and the"
+    found = tokenizer(text, add_special_tokens=False).input_ids
+    assert len(found) < 8
+    assert tokenizer.decode(found) == text
+    transformers.AutoModelForMaskedLM.from_pretrained("my-model")

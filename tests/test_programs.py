@@ -97,6 +97,9 @@ def make(folder: Path, lies_at: Place) -> None:
     for name, end in (("text", ""), ("masked", " <mask>")):
         lines = (json.dumps({"text": text + end, "language": "eng"}) + "\n" for text in texts)
         (folder / f"{name}.jsonl").write_text("".join(lines))
+    lines = (json.dumps({"text": f"ខ្មែរ ភាសា {i}", "language": "khm"}) + "\n" for i in range(30))
+    (folder / "khmer.jsonl").write_text("".join(lines))
+    write_json(folder / "held_out.json", {"held_out": RESULTS})
     (folder / "counts.csv").write_text("language,tokens\neng,700\nfao,300\n")
     (folder / "tiny.py").write_text(
         "from tests.tiny import tiny_config\n\n\ndef get_config():\n    return tiny_config()\n"
@@ -146,6 +149,15 @@ COMMANDS = {
     "trim_vocabulary of a run": (
         "trim_vocabulary",
         "--model {made}/run --tokenizer {made}/hf --input {made}/text.jsonl --output {out}",
+    ),
+    "extend_vocabulary": (
+        "extend_vocabulary",
+        "--checkpoint {made}/run --tokenizer {made}/hf --input {made}/khmer.jsonl --keep_text {made}/text.jsonl"
+        " --output {out}",
+    ),
+    "language_report": (
+        "language_report",
+        "--before {made}/held_out.json --after {made}/held_out.json --output {out}",
     ),
     "run_report": ("run_report", "--run {made}/run --output {out}.html"),
     "mixture_report": (

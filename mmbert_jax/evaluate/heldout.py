@@ -1,6 +1,9 @@
 """Masked-LM loss and accuracy on held-out documents, by language and by group of languages.
 
 python -m mmbert_jax.evaluate.heldout --checkpoint RUN --corpus CORPUS --output held_out.json
+
+What a training config says of the corpus, its rows and their masking is taken from the checkpoint, or from a file: one
+that was imported or given a larger vocabulary has not been trained on the corpus that it is to be compared on.
 """
 
 import argparse
@@ -16,6 +19,7 @@ from ml_collections import ConfigDict
 from mmbert_jax.checkpoint import restore_params
 from mmbert_jax.checks import check_corpus
 from mmbert_jax.config import complete
+from mmbert_jax.config_file import load
 from mmbert_jax.data.language_codes import meant_by
 from mmbert_jax.data.pipeline import find_corpora, held_out_batches
 from mmbert_jax.data.special_ids import from_record
@@ -164,6 +168,11 @@ def _arguments() -> argparse.Namespace:
         help="run folder (its newest checkpoint) or one checkpoint in it",
     )
     parser.add_argument(
+        "--config",
+        metavar="FILE.py:ARGUMENT",
+        help="config file whose corpus, rows and masking to take, in the place of the checkpoint's",
+    )
+    parser.add_argument(
         "--corpus",
         help="corpus with held-out rows; default: the one that the checkpoint trained on",
     )
@@ -191,11 +200,16 @@ def main() -> None:
     if args.output:
         check_file(args.output)
     params, meta = restore_params(args.checkpoint)
-    if "data" not in meta["config"] or "eval" not in meta["config"]:
+    if args.config:
+        config = load(args.config)
+        config.model = ConfigDict(meta["config"]["model"])
+    elif "data" not in meta["config"] or "eval" not in meta["config"]:
         raise UserError(
-            f"{args.checkpoint} holds no training config (it was imported): evaluate it after a phase of training"
+            f"{args.checkpoint} holds no training config (it was imported): evaluate it after a phase of training, or"
+            " give --config configs/own_language.py:RUN or another file"
         )
-    config = complete(ConfigDict(meta["config"]))
+    else:
+        config = complete(ConfigDict(meta["config"]))
     if args.corpus:
         config.data.corpus = args.corpus
     if args.row_length:
