@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
+from mmbert_jax.checkpoint import save_params
 from mmbert_jax.checks import check_start
 from mmbert_jax.config import validate
 from mmbert_jax.config_file import load
@@ -159,3 +161,19 @@ def test_a_users_own_configs_package_is_not_in_the_way(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     config = load(f"{CONFIGS}/demo.py", ["--config.train.tokens=7"])
     assert (config.phase, config.train.tokens) == ("phase1", 7)
+
+
+def test_own_language_goes_on_from_a_stable_rate(tmp_path):
+    """Of a run with a stable rate it takes that; for models that were imported or decayed, a lower one."""
+    model = {**load(f"{CONFIGS}/phase1.py").model}
+    for name, optimizer, rate in (
+        ("stable", {"optimizer": {"peak_lr": 2e-3, "schedule": "stable"}}, 2e-3),
+        ("decayed", {"optimizer": {"peak_lr": 2e-3, "schedule": "linear"}}, 1e-4),
+        ("imported", {}, 1e-4),
+    ):
+        config = {"model": model, "data": {"row_length": 8192}} | optimizer
+        save_params(tmp_path / name, {"x": np.zeros(1)}, {"step": 0, "config": config})
+        found = load(f"{CONFIGS}/own_language.py:{tmp_path / name}")
+        validate(found)
+        assert (found.optimizer.peak_lr, found.data.row_length) == (rate, 1024)
+        assert found.init_from == str(tmp_path / name)

@@ -320,7 +320,8 @@ def written(folder: Place, made: Place) -> dict[str, bytes]:
             found[name] = re.sub(rb"figure\d+-", b"", data)  # counted in each process
     if is_run(folder / "out"):
         params, meta = restore_params(folder / "out")
-        found["meta"] = json.dumps(meta).replace(str(made), "MADE").encode()
+        told = json.dumps(meta).replace(str(made), "MADE").replace(str(folder), "FOLDER")
+        found["meta"] = told.encode()
         found |= {name: x.tobytes() for name, x in flatten_dict(params, sep="/").items()}
     # Such as names the models that were merged: the digest of a meta that has another path.
     for name in found.keys() & {"out/sweep.json", "out/merge.json", "meta"}:

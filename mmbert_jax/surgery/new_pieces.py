@@ -11,8 +11,8 @@ byte-level BPE: the first bytes of one), so **a text without any of `affected_ch
 text to keep has some of them, and is split otherwise, the pieces at fault are dropped, until it is as before.
 
 With byte fallback (Gemma's kind) a character that the old vocabulary spells in bytes becomes a piece first: merges join
-characters there. In byte-level BPE (ModernBERT's kind) merges make characters of bytes by themselves; so one text to keep in
-the script costs all pieces whose characters begin with the bytes that it has.
+characters there. In byte-level BPE (ModernBERT's kind) merges make characters of bytes by themselves; so one text to
+keep in the script costs all pieces whose characters begin with the bytes that it has.
 """
 
 import dataclasses
