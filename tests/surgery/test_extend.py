@@ -168,6 +168,7 @@ def test_without_new_tokens_nothing_changes():
     np.testing.assert_array_equal(larger["embeddings"]["tokens"], params["embeddings"]["tokens"])
 
 
+@pytest.mark.slow
 def test_gemmas_own_tokeniser_is_extended(tmp_path, monkeypatch):
     """Help pages of 28 languages keep their ids; `transformers` loads the files, and Khmer pages come back from it."""
     transformers = pytest.importorskip("transformers")
