@@ -13,7 +13,7 @@ from mmbert_jax.data.sources import Fields, Input
 from mmbert_jax.data.special_tokens import TOKENIZER_JSON
 from mmbert_jax.data.tokenizer import HuggingFaceTokenizer, Tokenizer
 from mmbert_jax.data.tokenizer_identity import describe_tokenizer
-from mmbert_jax.data.train_tokenizer import read_documents
+from mmbert_jax.data.train_tokenizer import read_all
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import atomic_folder, read_json, write_json
 from mmbert_jax.hf.tokenizer import to_hf_files
@@ -184,14 +184,14 @@ def table(report: Mapping) -> str:
 
 
 def _batches(inputs: Sequence[Input], fields: Fields) -> Iterator[tuple[str, ...]]:
-    texts = (document.text for document in read_documents(inputs, fields))
+    texts = (document.text for document in read_all(inputs, fields))
     yield from itertools.batched(texts, _BATCH)
 
 
 def _characters(inputs: Sequence[Input], fields: Fields) -> dict[str, Counter[str]]:
     """Language -> how often it has each character."""
     found: dict[str, Counter[str]] = {}
-    for document in read_documents(inputs, fields):
+    for document in read_all(inputs, fields):
         found.setdefault(document.language, Counter()).update(document.text)
     return found
 
@@ -205,7 +205,7 @@ def _costs(
 ) -> dict[str, LanguageCost]:
     """Both tokenisers on every text; those to keep have to have the same ids."""
     costs: dict[str, LanguageCost] = {}
-    for documents in itertools.batched(read_documents(inputs, fields), _BATCH):
+    for documents in itertools.batched(read_all(inputs, fields), _BATCH):
         texts = [document.text for document in documents]
         ids = (tokenizer.encode_batch(texts) for tokenizer in (before, after))
         for document, old, found in zip(documents, *ids, strict=True):

@@ -106,7 +106,7 @@ def devices(name: str, command: str) -> int:
     text = texts()[name.partition(",")[0]]
     if name.startswith("configs/demo"):
         return DEMO
-    if name.startswith("configs/continue"):
+    if name.startswith(("configs/continue", "configs/own_language")):
         return 1
     if name.startswith("launch/tpu_pod.sh"):
         return int(re.search(r"export .*ACCELERATOR=v5litepod-(\d+)", text)[1])
@@ -133,7 +133,7 @@ def check_model(model: str, shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(("name", "command"), [x for x in ALL if training(x[1])])
 def test_a_training_command_starts(name, command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    # What configs/continue.py starts from, which takes its shape.
+    # What configs/continue.py and own_language.py start from, which take its shape.
     model = load(f"{ROOT}/configs/phase2.py").model.to_dict()
     monkeypatch.setattr(
         "mmbert_jax.checkpoint.read_meta", lambda path: {"config": {"model": model}}
