@@ -31,6 +31,11 @@ packages() {
             ujson==5.12.0 $training
         ;;
     mergekit) echo mergekit==0.1.5 ;;
+    # Writes MDS; without what reads images, and the clients of clouds.
+    streaming)
+        echo mosaicml-streaming==0.13.0 brotli==1.2.1 catalogue==2.0.10 python-snappy==0.7.3 cramjam==2.14.0 \
+            zstd==1.5.7.2 xxhash==4.1.0
+        ;;
     *)
         echo "error: no peer is called $1; there are $all" >&2
         return 1
@@ -38,7 +43,7 @@ packages() {
     esac
 }
 
-all="transformers-4.48 transformers-4.57 sentence-transformers pylate mergekit"
+all="transformers-4.48 transformers-4.57 sentence-transformers pylate mergekit streaming"
 [ $# -gt 0 ] || set -- $all
 for name in "$@"; do
     list=$(packages "$name")

@@ -36,9 +36,14 @@ def open_decompressed(path: Place, raw: BinaryIO) -> BinaryIO:
     if path.suffix == ".gz":
         return io.BufferedReader(gzip.GzipFile(fileobj=raw), _BUFFER)
     if path.suffix == ".zst":
-        return io.BufferedReader(_ZstdReader(raw), _BUFFER)
+        return open_zstd(raw)
     # A bucket's streams look for the ends of lines in Python.
     return raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, _BUFFER)
+
+
+def open_zstd(raw: BinaryIO) -> BinaryIO:
+    """What an open file of zstd frames holds."""
+    return io.BufferedReader(_ZstdReader(raw), _BUFFER)
 
 
 class _ZstdReader(io.RawIOBase):
