@@ -7,7 +7,7 @@ import sys
 import time
 
 from mmbert_jax.data.prepare import Settings, check_output, prepare_corpus
-from mmbert_jax.data.sources import Fields, find_inputs
+from mmbert_jax.data.sources import FORMATS, Fields, find_inputs
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.places import place
 
@@ -26,13 +26,29 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         required=True,
         metavar="PATH",
-        help="JSONL files (plain, .gz, .zst), .txt files (one document each), or folders of such, on a disk or in a "
-        "bucket (gs://, s3://); a text file's language is the first folder below the one given here",
+        help="JSONL (plain, .gz, .zst) or Parquet files, .txt files (one document each), folders of MDS shards or of "
+        "TFDS (array_record), or folders of any of these, on a disk or in a bucket (gs://, s3://); a text file's "
+        "language is the first folder below the one given here; folders named *_removed are left out",
     )
-    parser.add_argument("--text_field", default="text", help="of a JSONL record (default: text)")
+    parser.add_argument(
+        "--format", choices=FORMATS, help="read nothing else, and a file named here as this"
+    )
+    parser.add_argument(
+        "--text_field",
+        default="text",
+        help="of a record; dots reach into objects and structs (default: text). MDS without it, but with input_ids, is "
+        "taken to be tokenised by --tokenizer; its documents are joined where they were cut into rows",
+    )
     languages = parser.add_mutually_exclusive_group()
     languages.add_argument(
-        "--language_field", default="language", help="of a JSONL record (default: language)"
+        "--language_field",
+        default="language",
+        help="of a record (default: language); language,language_script joins two: deu_Latn",
+    )
+    languages.add_argument(
+        "--language_from_path",
+        metavar="PATTERN",
+        help="where in a path the language stands, in whole names: data/{language}/train; * is any part of a name",
     )
     languages.add_argument("--language", metavar="CODE", help="the language of all documents")
     parser.add_argument(
@@ -114,7 +130,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: terminated"))
     output = place(args.output)
     check_output(output, args.overwrite)
-    inputs, notes = find_inputs(args.input, args.language)
+    inputs, notes = find_inputs(
+        args.input,
+        args.language,
+        format=args.format,
+        language_from_path=args.language_from_path,
+    )
     for note in notes:
         print(note, file=sys.stderr)
     settings = Settings(

@@ -135,7 +135,9 @@ def name_pieces(pieces: Sequence[Piece], decided_by: Any) -> list[str]:
     def name(piece: Piece) -> str:
         read = []
         for x in piece:
-            read += [str(absolute(x.source.path)), versions[x.input_index], x.source.language]
+            source = x.source
+            read += [str(absolute(source.path)), versions[x.input_index], source.language]
+            read += [source.format, source.split, source.number]
             read += [x.start, x.stop, x.stripe, x.stripes]
         text = json.dumps([_VERSION, decided_by, read]).encode("utf-8", "surrogatepass")
         return hashlib.blake2b(text, digest_size=16).hexdigest()

@@ -7,7 +7,7 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from mmbert_jax.data.prepare.parts import Key, Part, finished, name_pieces, read
 from mmbert_jax.data.prepare.settings import Settings
 from mmbert_jax.data.prepare.workers import Run
 from mmbert_jax.data.progress import Progress
-from mmbert_jax.data.sources import Batch, Input, Piece, Slice, read_slice, record_place
+from mmbert_jax.data.sources import Batch, Document, Input, Piece, Slice, read_slice, record_place
 from mmbert_jax.data.tokenizer import Tokenizer
 from mmbert_jax.data.tokenizer_identity import describe_tokenizer
 from mmbert_jax.errors import UserError
@@ -102,9 +102,11 @@ def tokenize_piece(job: _Job) -> Part:
     columns, tokens = [np.empty(0, COLUMNS)], [np.empty(0, np.uint32)]
     empty: Counter[str] = Counter()
     records, bytes_read = [], 0
+    special = workers.special()
+    fields = replace(workers.settings().fields, ends=(special.bos, special.eos))
     for number, part in enumerate(job.piece):
         counted = 0
-        for batch in read_slice(part, workers.settings().fields):
+        for batch in read_slice(part, fields):
             found = _tokenize(batch, part, number, keys, empty)
             columns.append(found.columns)
             tokens.append(found.tokens)
@@ -122,7 +124,8 @@ def _tokenize(
     """The documents of a batch of slice `number`; adds their keys, and counts those without text."""
     kept = []
     for document in batch.documents:
-        if document.text and not document.text.isspace():
+        tokens = document.tokens
+        if len(tokens) if tokens is not None else document.text and not document.text.isspace():
             kept.append(document)
         else:
             empty[document.language] += 1
@@ -133,26 +136,37 @@ def _tokenize(
         (SPLITS[int(out)], document.language)
         for out, document in zip(held.tolist(), kept, strict=True)
     ]
-    encoded = workers.tokenizer().encode_batch([document.text for document in kept])
-    eos = workers.special().eos
-    for ids in encoded:
-        ids.append(eos)
     columns = np.empty(len(kept), COLUMNS)
     columns["id"] = [number << DOCUMENT_BITS | document.number for document in kept]
     columns["hash"] = hashes
-    columns["text_bytes"] = [len(document.utf8) for document in kept]
-    columns["length"] = [len(ids) for ids in encoded]
-    # array takes Python ints at 25 ns each, NumPy at 65: a tenth of the tokeniser's own time.
-    tokens = np.frombuffer(array.array("I", itertools.chain.from_iterable(encoded)), np.uint32)
+    # How long the text of given tokens is is not known.
+    columns["text_bytes"] = [len(x.utf8) if x.tokens is None else 0 for x in kept]
+    tokens, columns["length"] = _encode(kept)
     wrong = _wrong_id(tokens, columns["length"])
     if wrong is not None:
         where = record_place(part, kept[wrong[0]].number)
+        given = kept[wrong[0]].tokens is not None
         raise UserError(
-            f"{where}: {workers.tokenizer().path} gives the id {wrong[1]} within the "
+            f"{where}: {'has' if given else f'{workers.tokenizer().path} gives'} the id {wrong[1]} within the "
             f"text, which is a special token's or not below {workers.tokenizer().vocab_size}; remove the text or take "
-            "another tokeniser"
+            f"{'the tokeniser that made these tokens' if given else 'another tokeniser'}"
         )
     return Documents(columns, tokens)
+
+
+def _encode(documents: Sequence[Document]) -> tuple[np.ndarray, list[int]]:
+    """Tokens of documents end to end, uint32, each with its <eos>, and their numbers; given ones as they are."""
+    eos = workers.special().eos
+    if documents and documents[0].tokens is not None:  # all of one slice are alike
+        end = np.array([eos], np.uint32)
+        given = [part for document in documents for part in (document.tokens, end)]
+        return np.concatenate(given), [len(tokens) + 1 for tokens in given[::2]]
+    encoded = workers.tokenizer().encode_batch([document.text for document in documents])
+    for ids in encoded:
+        ids.append(eos)
+    # array takes Python ints at 25 ns each, NumPy at 65: a tenth of the tokeniser's own time.
+    tokens = np.frombuffer(array.array("I", itertools.chain.from_iterable(encoded)), np.uint32)
+    return tokens, [len(ids) for ids in encoded]
 
 
 def _wrong_id(tokens: np.ndarray, lengths: np.ndarray) -> tuple[int, int] | None:

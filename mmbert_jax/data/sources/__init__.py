@@ -1,7 +1,8 @@
 """Text, where users keep it: which files it is (find), their lines (lines, decompress), the documents (records)."""
 
 from mmbert_jax.data.sources.decompress import open_decompressed, readable
-from mmbert_jax.data.sources.find import Input, find_inputs
+from mmbert_jax.data.sources.find import find_inputs
+from mmbert_jax.data.sources.inputs import FORMATS, Input
 from mmbert_jax.data.sources.lines import is_blank, parse_object, string_field
 from mmbert_jax.data.sources.listing import one_file
 from mmbert_jax.data.sources.pieces import Piece, Slice, split
@@ -16,6 +17,7 @@ from mmbert_jax.data.sources.records import (
 )
 
 __all__ = [
+    "FORMATS",
     "Batch",
     "Document",
     "Fields",

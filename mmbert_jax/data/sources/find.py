@@ -3,18 +3,28 @@
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from mmbert_jax.data.corpus import FORMAT, MANIFEST
-from mmbert_jax.data.sources.decompress import COMPRESSION_SUFFIXES
+from mmbert_jax.data.sources import parquet, tfds
+from mmbert_jax.data.sources.datasets import find_mds, find_tfds
+from mmbert_jax.data.sources.decompress import (
+    COMPRESSION_SUFFIXES,
+    open_decompressed,
+    readable,
+)
+from mmbert_jax.data.sources.inputs import Input
+from mmbert_jax.data.sources.languages import check_pattern, path_language
 from mmbert_jax.data.sources.listing import Found, Listing, list_files, one_file
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import read_json
 from mmbert_jax.places import Place, place
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
-READABLE = "*.jsonl, *.jsonl.gz, *.jsonl.zst or *.txt"
+READABLE = "*.jsonl, *.jsonl.gz, *.jsonl.zst, *.parquet, *.txt, or a folder of MDS or TFDS"
+# FineWeb2 keeps beside each language what its filters took out.
+_REMOVED = "_removed"
 # Files that this project writes and that have the endings of text; whole folders are told by what is in them.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _ALL_COMPRESSIONS = (".gz", ".zst", ".zstd", ".bz2", ".xz", ".lz4", ".zip")
@@ -22,30 +32,26 @@ _ALL_COMPRESSIONS = (".gz", ".zst", ".zstd", ".bz2", ".xz", ".lz4", ".zip")
 _SHOWN = 6
 
 
-@dataclass(frozen=True)
-class Input:
-    """One input file. A text file is one document; its language is the name of its folder."""
-
-    path: Place
-    is_text: bool
-    language: str | None = None
-    size: int = 0  # in bytes, as it is stored
-
-
 def find_inputs(
-    paths: Sequence[str | Place], language: str | None, default_language: str | None = None
+    paths: Sequence[str | Place],
+    language: str | None,
+    default_language: str | None = None,
+    format: str | None = None,
+    language_from_path: str | None = None,
 ) -> tuple[list[Input], list[str]]:
     """The files that `paths`, files and folders, stand for, folders in sorted order.
 
     In folders names that begin with a dot are left out, links are followed, and what this project itself has written
-    (corpora, runs, models, tokenisers) is passed over. A file is read once, however often and by whatever links it is
-    reached.
+    (corpora, runs, models, tokenisers) is passed over, and folders whose names end in `_removed`. A file is read once,
+    however often and by whatever links it is reached.
 
     Args:
       paths: on a disk or in a bucket; folders are searched through; the first folder below them is a text file's
         language.
       language: the language of everything; folders' names then say nothing.
       default_language: the language of a text file that is in no such folder.
+      format: the one of FORMATS that is read, of folders; a file that is named is read as that, whatever its name.
+      language_from_path: where in a path its language stands, see `path_language`.
 
     Returns:
       The inputs, and lines for the user that say what was passed over.
@@ -54,6 +60,8 @@ def find_inputs(
       UserError: a path that does not exist, a file of another kind, a folder with nothing to read, a text file
         whose language is not known.
     """
+    if language_from_path is not None:
+        check_pattern(language_from_path)
     inputs: list[Input] = []
     notes: list[str] = []
     seen: set[str] = set()
@@ -62,7 +70,8 @@ def find_inputs(
     for path in map(place, paths):
         if path.is_dir():
             listing = list_files(path, seen)
-            found, kinds = _select(path, listing)
+            found, kinds, said = _select(path, listing, format)
+            notes += said
             again += [f"{folder} is reached twice, read once" for folder in listing.folders_again]
             if not found and not listing.folders_again:
                 passed_over = f"; passed over: {_counts(kinds)}" if kinds else ""
@@ -72,13 +81,18 @@ def find_inputs(
             if kinds:
                 notes.append(f"passed over in {path}: {_counts(kinds)}")
             notes += _some([f"{link}: broken link, passed over" for link in listing.broken_links])
-            below: Place | None = path
+            in_folder = True
         else:
-            found, below = [_named(path)], None
-        for file in found:
+            found, in_folder = [_named(path, format)], False
+        for file, sources in found:
             first = first_names.setdefault(file.real, file.path)
             if first is file.path:
-                inputs.append(_input(file, below is not None, language, default_language))
+                for source in sources:
+                    if language is None and language_from_path is not None:
+                        known = path_language(language_from_path, file.path)
+                    else:
+                        known = _language(file, source, in_folder, language, default_language)
+                    inputs.append(replace(source, language=known))
             elif str(first) == str(file.path):
                 again.append(f"{first} is named twice, read once")
             else:
@@ -86,7 +100,7 @@ def find_inputs(
     return inputs, notes + _some(again)
 
 
-def _named(path: Place) -> Found:
+def _named(path: Place, format: str | None) -> tuple[Found, list[Input]]:
     """A path that is no folder."""
     if not path.is_file():
         if path.exists():
@@ -96,22 +110,36 @@ def _named(path: Place) -> Found:
         if isinstance(path, Path) and path.is_symlink():
             raise UserError(f"{path}: broken link: there is no {os.readlink(path)}")
         raise UserError(f"{path}: no such file or folder")
-    if not _is_readable(path):
-        raise UserError(f"{path}: cannot be read; expected {READABLE}")
-    return one_file(path)
+    found = one_file(path)
+    if format in ("mds", "tfds") or path.name.endswith((".mds", ".mds.zstd")):
+        raise UserError(f"{path}: name the folder of the data set, not a file of it")
+    kind = format or _format(path) or _format_within(path)
+    if kind is None:
+        raise UserError(f"{path}: cannot be read; expected {READABLE}; --format insists")
+    return found, [Input(path, kind, size=found.size)]
 
 
-def _is_jsonl(path: Place) -> bool:
-    return any(path.name.endswith(a + b) for a in JSONL_SUFFIXES for b in COMPRESSION_SUFFIXES)
+def _format(path: Place) -> str | None:
+    """Of a file by its name."""
+    if any(path.name.endswith(a + b) for a in JSONL_SUFFIXES for b in COMPRESSION_SUFFIXES):
+        return "jsonl"
+    return {".txt": "text", ".parquet": "parquet"}.get(path.suffix)
 
 
-def _is_readable(path: Place) -> bool:
-    return _is_jsonl(path) or path.suffix == ".txt"
+def _format_within(path: Place) -> str | None:
+    """Of a file by how it begins."""
+    with readable(path), path.open("rb") as raw:
+        if raw.read(len(parquet.MAGIC)) == parquet.MAGIC:
+            return "parquet"
+        raw.seek(0)
+        return "jsonl" if open_decompressed(path, raw).read(1 << 10).lstrip()[:1] == b"{" else None
 
 
-def _input(file: Found, in_folder: bool, language: str | None, default: str | None) -> Input:
-    if _is_jsonl(file.path):
-        return Input(file.path, is_text=False, size=file.size)
+def _language(
+    file: Found, source: Input, in_folder: bool, language: str | None, default: str | None
+) -> str | None:
+    if source.format != "text":
+        return language
     folder = file.parts[0] if in_folder and len(file.parts) > 1 else default
     language = language or folder
     if language is None:
@@ -119,35 +147,59 @@ def _input(file: Found, in_folder: bool, language: str | None, default: str | No
             f"{file.path}: language not known; put it in a folder named after its language and give the folder above, "
             "or name the language with --language"
         )
-    return Input(file.path, is_text=True, language=language, size=file.size)
+    return language
 
 
-def _select(folder: Place, listing: Listing) -> tuple[list[Found], Counter[str]]:
-    """The files to read of a folder, and how many there are of each kind that is not."""
+def _select(
+    folder: Place, listing: Listing, format: str | None
+) -> tuple[list[tuple[Found, list[Input]]], Counter[str], list[str]]:
+    """The files to read of a folder, how many there are of each kind that is not, and lines for the user."""
     kinds: Counter[str] = Counter()
     own = _own_folders(folder, listing.files)
     if () in own:
         raise UserError(f"{folder}: is {own[()]}, no text; name files or folders with text")
-    found, passed_by = [], set()
+    passed_by, removed, files = set(), set(), []
     for file in listing.files:
-        inside = next(
-            (file.parts[:i] for i in range(len(file.parts)) if file.parts[:i] in own), None
-        )
+        above = [file.parts[:i] for i in range(len(file.parts))]
+        inside = next((parts for parts in above if parts in own), None)
+        gone = next((parts for parts in above if parts and parts[-1].endswith(_REMOVED)), None)
         if inside:
             passed_by.add("/".join(inside))
+        elif gone:
+            removed.add("/".join(gone))
         elif file.path.name in _TOKENIZER_FILES:
             passed_by.add("/".join(file.parts))
-        elif _is_readable(file.path):
-            found.append(file)
         else:
-            kinds[_kind(file.path)] += 1
-    if passed_by:
-        names = sorted(passed_by)
-        shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-        kinds[f"of this program's own ({shown})"] = len(names)
+            files.append(file)
+    shards, notes = find_mds(files)
+    data_sets, said = find_tfds(files)
+    found = []
+    for file in files:
+        here = file.parts[:-1]
+        if file.parts in shards:
+            shard = shards[file.parts]
+            sources = [shard] if shard else []
+        elif here in data_sets:
+            sources = data_sets[here] if file.parts[-1] == tfds.INFO else []
+        else:
+            kind = _format(file.path)
+            sources = [Input(file.path, kind, size=file.size)] if kind else []
+            if not kind:
+                kinds[_kind(file.path)] += 1
+        if sources and format not in (None, sources[0].format):
+            kinds[f"of {sources[0].format}"] += 1
+        elif sources:
+            found.append((file, sources))
+    for what, names in (
+        ("of this program's own", passed_by),
+        ("folders of what was removed", removed),
+    ):
+        if names:
+            shown = ", ".join(sorted(names)[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+            kinds[f"{what} ({shown})"] = len(names)
     kinds["hidden"] = listing.hidden
     kinds["pipes or devices"] = listing.special
-    return found, +kinds
+    return found, +kinds, [*notes, *said]
 
 
 def _own_folders(folder: Place, files: Sequence[Found]) -> dict[tuple[str, ...], str]:

@@ -8,6 +8,7 @@ from mmbert_jax.errors import UserError
 # What some editors write in front of a text in UTF-8. It is no part of the text, nor of JSON; where files were put
 # together it stands in front of a line in the middle.
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_ABSENT = object()
 
 
 def is_blank(line: bytes) -> bool:
@@ -42,16 +43,20 @@ def parse_object(line: bytes, place: object) -> dict[str, Any]:
 def string_field(
     value: dict[str, Any], field: str, option: str, place: object
 ) -> tuple[str, bytes]:
-    """The string in a field of a record, and the same in UTF-8.
+    """The string in a field of a record, and the same in UTF-8, as which it may be given, too.
+
+    Dots in a field's name reach into objects, unless a field has that very name.
 
     Raises:
       UserError: there is none, or it is no valid Unicode; `option` names the one that names the field.
     """
-    if field not in value:
+    text = find_field(value, field)
+    if text is _ABSENT:
         raise UserError(
             f"{place}: no field {field!r}, only {', '.join(map(repr, value))}; name the right one with {option}"
         )
-    text = value[field]
+    if isinstance(text, bytes):
+        return decode(text, f"{place}: field {field!r}"), text
     if not isinstance(text, str):
         raise UserError(
             f"{place}: field {field!r} is a {type(text).__name__} where a string is expected; "
@@ -63,6 +68,22 @@ def string_field(
         raise UserError(
             f"{place}: field {field!r} holds half a surrogate pair, which is not valid Unicode; remove it"
         ) from None
+
+
+def find_field(value: dict[str, Any], field: str) -> Any:
+    """What a field holds; `_ABSENT` where there is none."""
+    if field in value or "." not in field:
+        return value.get(field, _ABSENT)
+    found: Any = value
+    for key in field.split("."):
+        if not isinstance(found, dict) or key not in found:
+            return _ABSENT
+        found = found[key]
+    return found
+
+
+def has_field(value: dict[str, Any], field: str) -> bool:
+    return find_field(value, field) is not _ABSENT
 
 
 def decode(record: bytes, place: object) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmbert_jax.data.sources.decompress import is_compressed
-from mmbert_jax.data.sources.find import Input
+from mmbert_jax.data.sources.inputs import Input
 
 # Bytes of a file that are read at a time: a process holds the tokens of so much text twice. A smaller file is cut into
 # as many pieces as a machine has cores, unless they would be no work at all; smaller files still share a piece.
@@ -25,8 +25,9 @@ class Slice:
 
     Attributes:
       input_index: of the input in the list of all.
-      start, stop: of plain JSONL the bytes in which its lines begin; of what has rows or samples, their numbers from 0.
-      stripe, stripes: of all batches of a compressed file those of which the number leaves `stripe` behind.
+      start, stop: of plain JSONL the bytes in which its lines begin.
+      stripe, stripes: of all batches of compressed JSONL those of which the number leaves `stripe` behind; of what has
+        rows, this of so many equal ranges.
       size: bytes of the input, as they are stored, that this is the reading of.
     """
 
@@ -41,7 +42,7 @@ class Slice:
     @property
     def is_counted(self) -> bool:
         """Whether its records are numbered from the file's beginning, not from its own."""
-        return self.start == 0 or self.stripes > 1
+        return self.source.format != "jsonl" or self.start == 0 or self.stripes > 1
 
 
 Piece = tuple[Slice, ...]
@@ -69,12 +70,17 @@ def whole(index: int, source: Input) -> Slice:
     return Slice(index, source, 0, source.size, source.size)
 
 
+def _stripes(index: int, source: Input, n: int) -> list[Slice]:
+    return [Slice(index, source, 0, source.size, source.size // n, i, n) for i in range(n)]
+
+
 def _slices(index: int, source: Input) -> list[Slice]:
-    if source.is_text:
+    if source.format == "text":
         return [whole(index, source)]
+    if source.format != "jsonl":
+        return _stripes(index, source, -(-source.size // LARGEST))
     if is_compressed(source.path):
-        n = min(_STRIPES, -(-source.size // _STRIPED))
-        return [Slice(index, source, 0, source.size, source.size // n, i, n) for i in range(n)]
+        return _stripes(index, source, min(_STRIPES, -(-source.size // _STRIPED)))
     step = min(max(source.size // _PIECES, LEAST), LARGEST)
     starts = range(0, source.size, step)
     ends = [*starts[1:], source.size]

@@ -2,43 +2,63 @@
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
 
 from mmbert_jax.data.sources.decompress import open_decompressed, readable
-from mmbert_jax.data.sources.find import Input
+from mmbert_jax.data.sources.inputs import Input
 from mmbert_jax.data.sources.lines import (
     BYTE_ORDER_MARK,
     decode,
+    has_field,
     is_blank,
     parse_object,
     string_field,
 )
 from mmbert_jax.data.sources.pieces import Slice, whole
+from mmbert_jax.data.sources.rows import column_names, read_rows, read_tokens
 from mmbert_jax.errors import UserError
 
 BATCH_BYTES = 1 << 20
+_RECORD = {"jsonl": "line", "text": "line", "parquet": "row", "mds": "sample", "tfds": "record"}
 # A row in memory is at least this, whatever its text: a batch of very short lines stays small too.
 LINE_OVERHEAD = 64
 
 
 @dataclass(frozen=True)
 class Fields:
-    """Which fields of a JSONL record hold its text and its language."""
+    """Which fields of a record hold its text and its language; dots in their names reach into objects.
+
+    Attributes:
+      language_field: or two with a comma between: language,language_script makes deu_Latn.
+      tokens: of MDS without the text field: token ids, in rows that documents were cut into.
+      ends: BOS and EOS of such rows; None where tokens are of no use.
+    """
 
     text: str = "text"
     language_field: str = "language"
     language: str | None = None  # of all records, whatever they say
     default_language: str | None = None  # of records that do not say
+    tokens: str = "input_ids"
+    ends: tuple[int, int] | None = None
+
+    @property
+    def language_fields(self) -> list[str]:
+        return self.language_field.split(",")
 
 
 class Document(NamedTuple):  # a third of a frozen dataclass's time to make, and there are many
     input_index: int
     number: int  # of the record in its file, or in its slice where that is not counted, from 1
     language: str
-    text: str
-    utf8: bytes  # the text again
+    text: str  # "" where there are tokens
+    utf8: bytes  # the text again; of tokens their bytes
+    tokens: np.ndarray | None = (
+        None  # uint32 [n], without BOS and EOS; of what was tokenised before
+    )
 
 
 class Batch(NamedTuple):
@@ -75,9 +95,11 @@ def read_slice(part: Slice, fields: Fields) -> Iterator[Batch]:
       UserError: a file that cannot be read or decompressed; invalid UTF-8 or JSON, a missing field, a text or language
         that is no string, or no valid Unicode; the message names the file and the line.
     """
-    if part.source.is_text:
+    if part.source.format == "text":
         return _read_text(part)
-    return _read_jsonl(part, fields)
+    if part.source.format == "jsonl":
+        return _read_jsonl(part, fields)
+    return _read_table(part, fields)
 
 
 def _read_text(part: Slice) -> Iterator[Batch]:
@@ -100,7 +122,11 @@ def _read_jsonl(part: Slice, fields: Fields) -> Iterator[Batch]:
             for i, line in enumerate(lines, number + 1):
                 if not is_blank(line):
                     where = _Line(part, i)
-                    documents.append(Document(part.input_index, i, *_parse(line, where, fields)))
+                    documents.append(
+                        Document(
+                            part.input_index, i, *_parse(parse_object(line, where), where, fields)
+                        )
+                    )
             number += n
             read, at = max(read - at, 0), max(read, at)
             yield Batch(documents, number, read // part.stripes)
@@ -128,16 +154,73 @@ def _lines_beginning_in(raw: BinaryIO, start: int, stop: int) -> Iterator[bytes]
         yield line
 
 
-def _gather(stream: Iterable[bytes]) -> Iterator[list[bytes]]:
+def _gather[T](stream: Iterable[T], length: Callable[[T], int] = len) -> Iterator[list[T]]:
     lines, size = [], 0
     for line in stream:
         lines.append(line)
-        size += len(line) + LINE_OVERHEAD
+        size += length(line) + LINE_OVERHEAD
         if size >= BATCH_BYTES:
             yield lines
             lines, size = [], 0
     if lines:
         yield lines
+
+
+def _read_table(part: Slice, fields: Fields) -> Iterator[Batch]:
+    """The documents of what has rows."""
+    source = part.source
+    names = column_names(source)
+    if source.format == "mds" and fields.text not in names and fields.tokens in names:
+        documents = _of_tokens(part, fields)
+    else:
+        _check_columns(source, names, fields)
+        documents = _of_rows(part, fields)
+    number = 0
+    for batch in _gather(documents, lambda document: len(document.utf8)):
+        number = batch[-1].number
+        yield Batch(batch, number, 0)
+    # How far a file is read does not show while it is.
+    yield Batch([], number, part.size)
+
+
+def _check_columns(source: Input, names: Sequence[str], fields: Fields) -> None:
+    for option, wanted in (
+        ("--text_field", [fields.text]),
+        ("--language_field", fields.language_fields if _asks(source, fields) else []),
+    ):
+        for name in wanted:
+            if name not in names:
+                raise UserError(
+                    f"{source.path}: no column {name!r}, only {', '.join(map(repr, names))}; "
+                    f"name the right one with {option}"
+                )
+
+
+def _asks(source: Input, fields: Fields) -> bool:
+    """Whether records have to say what their language is."""
+    return fields.language is None and source.language is None and fields.default_language is None
+
+
+def _of_rows(part: Slice, fields: Fields) -> Iterator[Document]:
+    columns = [fields.text]
+    if fields.language is None and part.source.language is None:
+        columns += fields.language_fields
+    for number, row in read_rows(part, columns):
+        yield Document(part.input_index, number, *_parse(row, _Line(part, number), fields))
+
+
+def _of_tokens(part: Slice, fields: Fields) -> Iterator[Document]:
+    source = part.source
+    if fields.ends is None:
+        raise UserError(f"{source.path}: holds tokens, no text")
+    language = fields.language or source.language or fields.default_language
+    if language is None:
+        raise UserError(
+            f"{source.path}: rows of tokens do not say what their language is; name it with --language or "
+            "--language_from_path"
+        )
+    for number, tokens in read_tokens(part, fields.tokens, *fields.ends):
+        yield Document(part.input_index, number, language, "", tokens.tobytes(), tokens)
 
 
 class _Line(NamedTuple):
@@ -148,7 +231,7 @@ class _Line(NamedTuple):
 
     def __str__(self) -> str:
         before = 0 if self.part.is_counted else _lines_before(self.part)
-        return f"{self.part.source.path}, line {before + self.number}"
+        return f"{self.part.source.path}, {_RECORD[self.part.source.format]} {before + self.number}"
 
     def __format__(self, _: str) -> str:
         return str(self)
@@ -172,15 +255,18 @@ def _lines_before(part: Slice) -> int:
     return lines + 1
 
 
-def _parse(line: bytes, where: _Line, fields: Fields) -> tuple[str, str, bytes]:
+def _parse(value: dict[str, Any], where: _Line, fields: Fields) -> tuple[str, str, bytes]:
     """(language, text, text in UTF-8)"""
-    value = parse_object(line, where)
     text, utf8 = string_field(value, fields.text, "--text_field", where)
-    if fields.language is not None:
-        return fields.language, text, utf8
-    if fields.default_language is not None and fields.language_field not in value:
+    language = fields.language or where.part.source.language
+    if language is not None:
+        return language, text, utf8
+    names = fields.language_fields
+    if fields.default_language is not None and not has_field(value, names[0]):
         return fields.default_language, text, utf8
-    language, _ = string_field(value, fields.language_field, "--language_field", where)
-    if not language:
-        raise UserError(f"{where}: field {fields.language_field!r} is empty; name the language")
-    return language, text, utf8
+    said = []
+    for name in names:
+        said.append(string_field(value, name, "--language_field", where)[0])
+        if not said[-1]:
+            raise UserError(f"{where}: field {name!r} is empty; name the language")
+    return "_".join(said), text, utf8

@@ -60,20 +60,20 @@ def test_a_folder_in_a_hidden_one_can_be_named(tmp_path):
 
 
 def test_what_is_not_read_is_named_by_its_kind(text):
-    for name in ("B.JSONL", "c.jsonl.GZ", "d.jsonl.bz2", "e.parquet", "f.parquet", "README"):
+    for name in ("B.JSONL", "c.jsonl.GZ", "d.jsonl.bz2", "e.orc", "f.orc", "README"):
         write(text / name)
     write(text / "g.odt")
     os.mkfifo(text / "pipe.jsonl")
     files, (note,) = found(text)
     assert files == both(text)
-    assert note.startswith(f"passed over in {text}: 2 *.parquet, 1 *")
+    assert note.startswith(f"passed over in {text}: 2 *.orc, 1 *")
     for kind in ("1 *.JSONL", "1 *.jsonl.GZ", "1 *.jsonl.bz2", "1 without an ending", "1 more"):
         assert kind in note
 
 
 def test_a_folder_without_text_says_what_it_has(tmp_path):
-    write(tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"nothing to read .*; passed over: 1 \*.parquet"):
+    write(tmp_path / "a.orc")
+    with pytest.raises(UserError, match=r"nothing to read .*; passed over: 1 \*.orc"):
         found(tmp_path)
 
 
@@ -203,7 +203,7 @@ def test_a_folder_in_a_bucket(request, store, text, tmp_path):
 
     bucket = request.getfixturevalue(store)
     write(text / ".hidden" / "a.jsonl")
-    write(text / "d.parquet")
+    write(text / "d.orc")
     write(text / "deu" / "e.txt", "\ufeffWörter".encode())
     write_corpus(text / "corpus", {"eng": 3})
     system, _ = fsspec.core.url_to_fs(bucket)

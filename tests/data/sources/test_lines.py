@@ -40,7 +40,7 @@ def test_text_files_with_and_without_a_byte_order_mark_are_the_same(tmp_path):
     (tmp_path / "eng" / "a.txt").write_bytes(MARK + "Zürich".encode())
     (tmp_path / "eng" / "b.txt").write_bytes("Zürich".encode())
     with_mark, without = documents(tmp_path)
-    assert with_mark[2:] == without[2:] == ("eng", "Zürich", "Zürich".encode())
+    assert with_mark[2:5] == without[2:5] == ("eng", "Zürich", "Zürich".encode())
 
 
 @pytest.mark.parametrize("line", [b"", b"\n", b" \t\r\n", MARK, MARK + b"\n"])

@@ -4,12 +4,12 @@ import json
 import pickle
 import resource
 import struct
-from pathlib import Path
 
 import numpy as np
 import pytest
 import zstandard
-from peers import run_under
+from mds_writer import folder as to_write
+from mds_writer import write_mds
 
 from mmbert_jax.data.sources import mds
 from mmbert_jax.errors import UserError
@@ -48,29 +48,17 @@ def written(tmp_path_factory):
     """plain, zstd: SAMPLES in several shards; root: two folders with a merged index; pickled: one column of pickles."""
     folder = tmp_path_factory.mktemp("mds")
 
-    def entry(out, columns=COLUMNS, compression=None, size_limit=1500, samples=SAMPLES):
-        return {
-            "out": str(folder / out),
-            "columns": columns,
-            "compression": compression,
-            "size_limit": size_limit,
-            "samples": samples,
-        }
-
     short = [{"text": f"text {i}"} for i in range(5)]
-    recipe = {
-        "folders": [
-            entry("plain"),
-            entry("zstd", compression="zstd:7"),
-            entry("root/a", {"text": "str"}, "zstd", None, short[:2]),
-            entry("root/a-dup", {"text": "str"}, None, None, short[2:]),
-            entry("pickled", {"text": "str", "x": "pkl"}, samples=[{"text": "a", "x": [1]}]),
-            entry("gzip", {"text": "str"}, "gz", None, short),
-        ],
-        "merge": [str(folder / "root")],
-    }
-    (folder / "recipe.json").write_text(json.dumps(recipe))
-    run_under("streaming", Path(__file__).with_name("write_mds.py"), folder / "recipe.json")
+    text = {"text": "str"}
+    folders = [
+        to_write(folder / "plain", COLUMNS, SAMPLES, size_limit=1500),
+        to_write(folder / "zstd", COLUMNS, SAMPLES, "zstd:7", 1500),
+        to_write(folder / "root/a", text, short[:2], "zstd"),
+        to_write(folder / "root/a-dup", text, short[2:]),
+        to_write(folder / "pickled", text | {"x": "pkl"}, [{"text": "a", "x": [1]}]),
+        to_write(folder / "gzip", text, short, "gz"),
+    ]
+    write_mds(folder / "recipe.json", folders, merge=[folder / "root"])
     return folder
 
 

@@ -4,8 +4,8 @@ import json
 import shutil
 import sys
 
-import numpy as np
 import pytest
+from tfds_writer import write_tfds
 
 from mmbert_jax.data.sources import tfds
 from mmbert_jax.errors import UserError
@@ -16,34 +16,9 @@ RECORDS = [("eng", "a text"), ("deu", "zwei\nZeilen"), ("jpn", "𠮷野家")] * 
 @pytest.fixture(scope="session")
 def written(tmp_path_factory):
     """The folder of a data set with RECORDS in their order, in its split `train`, and one in `test`."""
-    import tensorflow_datasets
-    from etils import epath
-
-    folder = tmp_path_factory.mktemp("tfds")
-    features = tensorflow_datasets.features
-
-    class Texts(tensorflow_datasets.core.GeneratorBasedBuilder):
-        VERSION = tensorflow_datasets.core.Version("1.0.0")
-        pkg_dir_path = epath.Path(folder)  # where it looks for a README
-
-        def _info(self):
-            inner = {"language": features.Text(), "n": features.Scalar(np.int64)}
-            return self.dataset_info_from_configs(
-                features=features.FeaturesDict({"text": features.Text(), "meta": inner}),
-                disable_shuffling=True,
-            )
-
-        def _split_generators(self, _):
-            return {"train": self._generate_examples(150), "test": self._generate_examples(1)}
-
-        def _generate_examples(self, n):
-            for i, (language, text) in enumerate(RECORDS[:n]):
-                yield i, {"text": text, "meta": {"language": language, "n": i}}
-
-    builder = Texts(data_dir=folder / "data", file_format="array_record")
-    builder.download_and_prepare()
+    folder = write_tfds(tmp_path_factory.mktemp("tfds"), {"train": RECORDS, "test": RECORDS[:1]})
     assert "tensorflow" not in sys.modules
-    return epath.Path(builder.data_dir)
+    return folder
 
 
 def test_what_the_library_wrote(written):
