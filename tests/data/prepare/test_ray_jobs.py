@@ -8,34 +8,30 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from prepared import ROOT, content, to_jsonl
+from ray_cluster import ray_cluster
 
 pytest.importorskip("ray")
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Two nodes that stay, with a processor each; `add_node` adds others."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from ray.cluster_utils import Cluster
-
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    found.add_node(num_cpus=1)
-    yield found
-    found.shutdown()
+    with ray_cluster() as found:
+        yield found
 
 
 def test_a_node_that_is_lost_changes_no_byte(tmp_path, cluster, model, prepare):
     texts = [("de", f"{i} " + "Wort " * 200) for i in range(12_000)]
     (tmp_path / "text.jsonl").write_bytes(to_jsonl(texts))
-    lost = cluster.add_node(num_cpus=1)
+    address, process = cluster
     parts = tmp_path / "out" / "c.parts"
-    command = ("--input", tmp_path / "text.jsonl", "--ray", cluster.address)
+    command = ("--input", tmp_path / "text.jsonl", "--ray", address)
     with ThreadPoolExecutor() as pool:
         done = pool.submit(prepare, tmp_path / "out" / "c", *command)
         while not list(parts.glob("*.index")):
             assert not done.done(), done.result().stderr
             time.sleep(0.02)
-        cluster.remove_node(lost, allow_graceful=False)
+        process.stdin.write("lose a node\n")
+        process.stdin.flush()
         assert done.result().returncode == 0, done.result().stderr
     assert prepare(tmp_path / "c", "--input", tmp_path / "text.jsonl").returncode == 0
     assert content(tmp_path / "out" / "c") == content(tmp_path / "c")
@@ -45,7 +41,7 @@ def test_a_node_that_is_lost_changes_no_byte(tmp_path, cluster, model, prepare):
 def test_faults_of_jobs_and_of_clusters_are_one_line(tmp_path, cluster, prepare):
     (tmp_path / "a.jsonl").write_bytes(to_jsonl([("en", "good text")]) + b"{\n")
     for address, message in (
-        (cluster.address, f"{tmp_path}/a.jsonl, line 2: invalid JSON"),
+        (cluster[0], f"{tmp_path}/a.jsonl, line 2: invalid JSON"),
         ("127.0.0.1:9", "--ray 127.0.0.1:9: no Ray cluster answers"),
     ):
         done = prepare(tmp_path / "c", "--input", tmp_path / "a.jsonl", "--ray", address)
