@@ -224,3 +224,130 @@ def test_a_folder_in_a_bucket(request, store, text, tmp_path):
     assert [document.text for document in documents(text)[1]] == ["words", "a", "Wörter"]
     with pytest.raises(UserError, match="find/absent.jsonl: no such file or folder"):
         find_inputs([f"{bucket}/find/absent.jsonl"], None)
+
+
+# --- data sets and formats ---
+
+
+def mds_folder(folder, shards=("shard.0.mds",), absent=(), **changes):
+    """A folder with an index that lists empty shards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for name in (*shards, *absent):
+        raw = {"basename": name, "bytes": 8, "hashes": {}}
+        entry = {"format": "mds", "version": 2, "samples": 0, "compression": None}
+        entries.append(entry | {"raw_data": raw, "zip_data": None} | changes)
+        if name not in absent:
+            write(folder / name, b"\0" * 8)
+    (folder / "index.json").write_text(json.dumps({"version": 2, "shards": entries}))
+    return folder
+
+
+def test_shards_of_nested_and_merged_indexes_are_read_once(tmp_path):
+    for name in ("a/split_0", "a/split_0-dup", "b"):
+        mds_folder(tmp_path / name)
+    mds_folder(tmp_path / "a", ["split_0/shard.0.mds", "split_0-dup/shard.0.mds"])
+    mds_folder(tmp_path, ["a/split_0/shard.0.mds", "b/shard.0.mds"], ["c/x.mds", "c/y.mds"])
+    inputs, notes = find_inputs([tmp_path], "eng")
+    places = [(str(x.path.relative_to(tmp_path)), x.format, x.index.parent.name) for x in inputs]
+    assert places == [
+        ("a/split_0/shard.0.mds", "mds", "split_0"),
+        ("a/split_0-dup/shard.0.mds", "mds", "split_0-dup"),
+        ("b/shard.0.mds", "mds", "b"),
+    ]
+    assert notes == [f"{tmp_path}/index.json: 2 of the shards that it lists are not there"]
+
+
+def test_a_merged_index_alone(tmp_path):
+    mds_folder(tmp_path, ["a/0.mds", "b/0.mds", "b/1.mds"])
+    inputs, _ = find_inputs([tmp_path], "eng")
+    assert [(x.path.parent.name, x.path.name, x.number) for x in inputs] == [
+        ("a", "0.mds", 0),
+        ("b", "0.mds", 1),
+        ("b", "1.mds", 2),
+    ]
+
+
+def test_shards_that_are_not_there_or_not_listed(tmp_path):
+    mds_folder(tmp_path / "a", absent=["shard.1.mds"])
+    with pytest.raises(UserError, match="a/shard.1.mds is not there, but .*a/index.json lists it"):
+        found(tmp_path)
+    write(tmp_path / "b" / "shard.0.mds")
+    with pytest.raises(UserError, match=r"nothing to read .*passed over: 1 \*.mds"):
+        found(tmp_path / "b")
+    with pytest.raises(UserError, match="shard.0.mds: name the folder of the data set"):
+        found(tmp_path / "b" / "shard.0.mds")
+
+
+def test_other_files_called_index_json_are_jsonl(tmp_path):
+    write(tmp_path / "index.json")
+    assert found(tmp_path) == ([f"{tmp_path}/index.json"], [])
+
+
+def test_splits_of_a_tfds_data_set(tmp_path):
+    split = {"name": "train", "shardLengths": ["3"]}
+    info = {"fileFormat": "array_record", "splits": [split, split | {"name": "test"}]}
+    write(tmp_path / "1.0.0" / "dataset_info.json", json.dumps(info).encode())
+    write(tmp_path / "1.0.0" / "features.json", b"{}")
+    write(tmp_path / "1.0.0" / "x-train.array_record-00000-of-00001", b"12345")
+    (source,), notes = find_inputs([tmp_path], "eng")
+    assert (source.format, source.split, source.size) == ("tfds", "train", 5)
+    assert notes == [f"{tmp_path}/1.0.0: only its split train is read, not test"]
+
+
+def test_files_by_their_content_and_by_insisting(tmp_path):
+    parquet = write(tmp_path / "a.data", b"PAR1...")
+    lines = write(tmp_path / "b", b"\n" + LINE)
+    other = write(tmp_path / "c.md", b"# text")
+    inputs, _ = find_inputs([parquet, lines], "eng")
+    assert [x.format for x in inputs] == ["parquet", "jsonl"]
+    with pytest.raises(UserError, match=r"c.md: cannot be read; expected .*; --format insists"):
+        found(other)
+    (source,), _ = find_inputs([other], "eng", format="text")
+    assert source.format == "text"
+    write(tmp_path / "folder" / "d.parquet")
+    write(tmp_path / "folder" / "e.jsonl")
+    inputs, notes = find_inputs([tmp_path / "folder"], "eng", format="parquet")
+    assert [x.path.name for x in inputs] == ["d.parquet"]
+    assert notes == [f"passed over in {tmp_path}/folder: 1 of jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "language"),
+    [
+        ("data/{language}/train", "data/deu_Latn/train/000.parquet", "deu_Latn"),
+        ("data/{language}", "data/ell/ell-00000-of-00001.jsonl", "ell"),
+        ("{language}-*.jsonl", "data/ell-00000-of-00001.jsonl", "ell"),
+        ("/data/{language}/", "data/x/data/deu/0.parquet", "deu"),
+        ("text.{language}.jsonl", "text.pt-br.jsonl", "pt-br"),
+    ],
+)
+def test_the_language_from_the_path(tmp_path, pattern, path, language):
+    file = write(tmp_path / path)
+    for named in (file, tmp_path):
+        (source,), _ = find_inputs([named], None, language_from_path=pattern)
+        assert source.language == language
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("data/train", "has to contain {language} once"),
+        ("{language}/{language}", "has to contain {language} once"),
+        ("ata/{language}", "is nowhere in this path"),
+        ("data/{language}/test", "is nowhere in this path"),
+    ],
+)
+def test_patterns_that_say_nothing(tmp_path, pattern, message):
+    write(tmp_path / "data" / "deu" / "train" / "a.jsonl")
+    with pytest.raises(UserError, match=message):
+        find_inputs([tmp_path], None, language_from_path=pattern)
+
+
+def test_folders_of_what_was_removed(tmp_path):
+    write(tmp_path / "data" / "deu" / "a.jsonl")
+    write(tmp_path / "data" / "deu_removed" / "train" / "a.jsonl")
+    files, notes = found(tmp_path)
+    assert files == [f"{tmp_path}/data/deu/a.jsonl"]
+    assert notes == [f"passed over in {tmp_path}: 1 folders of what was removed (data/deu_removed)"]
+    assert found(tmp_path / "data" / "deu_removed")[0] != []
