@@ -52,6 +52,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     languages.add_argument("--language", metavar="CODE", help="the language of all documents")
     parser.add_argument(
+        "--on_error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="skip: pass over records that cannot be read, and count them by reason (default: stop at the first); "
+        "files that are damaged stop it in any case",
+    )
+    parser.add_argument(
         "--tokenizer", required=True, help="a *.model or tokenizer.json, or its folder"
     )
     parser.add_argument(
@@ -140,7 +147,10 @@ def main() -> None:
         print(note, file=sys.stderr)
     settings = Settings(
         tokenizer=place(args.tokenizer),
-        fields=Fields(args.text_field, args.language_field, args.language),
+        fields=Fields(
+            *(args.text_field, args.language_field, args.language),
+            skip_faults=args.on_error == "skip",
+        ),
         row_lengths=tuple(sorted(set(args.row_length))),
         held_out=args.held_out,
         held_out_documents=args.held_out_documents,

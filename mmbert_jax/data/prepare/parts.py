@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -27,7 +27,7 @@ import numpy as np
 from mmbert_jax import buckets
 from mmbert_jax.data.corpus import DOCUMENT_BITS
 from mmbert_jax.data.prepare.documents import COLUMNS, Documents, Size, place_of, size_of
-from mmbert_jax.data.sources import Input, Piece
+from mmbert_jax.data.sources import Faults, Input, Piece
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import atomic_file, naming, read_json, try_lock
 from mmbert_jax.places import Place, absolute, files_under, filesystem, is_remote
@@ -48,20 +48,29 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Part:
-    """What a part holds.
+class Counts:
+    """What was read for a part.
 
     Attributes:
       records: of each slice of the piece, how many it has, with those that are no documents.
       empty: language -> documents without text, which are left out.
+      faults: of records that were passed over.
       bytes_read: of the inputs as they are stored.
     """
 
-    name: str
-    blocks: dict[Key, Block]
     records: tuple[int, ...]
     empty: dict[str, int]
+    faults: Faults
     bytes_read: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a part holds."""
+
+    name: str
+    blocks: dict[Key, Block]
+    counts: Counts
 
 
 def parts_folder(output: Place) -> Place:
@@ -160,13 +169,7 @@ def finished(folder: Place) -> set[str]:
 
 
 def write_part(
-    folder: Place,
-    name: str,
-    keys: Sequence[Key],
-    documents: Documents,
-    records: Sequence[int],
-    empty: dict[str, int],
-    bytes_read: int,
+    folder: Place, name: str, keys: Sequence[Key], documents: Documents, counts: Counts
 ) -> Part:
     """Writes the documents, of which each has its key, in order of keys; whole, or not at all."""
     ranks = {key: i for i, key in enumerate(sorted(set(keys)))}
@@ -184,7 +187,7 @@ def write_part(
             blocks[key] = Block(name, offset, size)
             offset += COLUMNS.itemsize * size.documents + 4 * size.tokens
             first = end
-    part = Part(name, blocks, tuple(records), empty, bytes_read)
+    part = Part(name, blocks, counts)
     with atomic_file(folder / f"{name}{_INDEX}") as file:
         json.dump(_to_json(part), file)
     return part
@@ -205,9 +208,12 @@ def read_part(folder: Place, name: str) -> Part:
                 (split, language): Block(name, offset, Size(*size))
                 for split, language, offset, *size in value["blocks"]
             },
-            tuple(value["records"]),
-            value["empty"],
-            value["bytes_read"],
+            Counts(
+                tuple(value["records"]),
+                value["empty"],
+                Faults(**value["faults"]),
+                value["bytes_read"],
+            ),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); remove {folder} and start again") from None
@@ -218,12 +224,7 @@ def _to_json(part: Part) -> dict[str, Any]:
         [*key, x.offset, x.size.documents, x.size.tokens, x.size.text_bytes]
         for key, x in part.blocks.items()
     ]
-    return {
-        "blocks": blocks,
-        "records": part.records,
-        "empty": part.empty,
-        "bytes_read": part.bytes_read,
-    }
+    return {"blocks": blocks} | asdict(part.counts)
 
 
 def first_ids(pieces: Sequence[Piece], parts: Iterable[Part]) -> dict[str, np.ndarray]:
@@ -231,7 +232,7 @@ def first_ids(pieces: Sequence[Piece], parts: Iterable[Part]) -> dict[str, np.nd
     found, records = {}, 0
     for piece, part in zip(pieces, parts, strict=True):
         first = []
-        for x, counted in zip(piece, part.records, strict=True):
+        for x, counted in zip(piece, part.counts.records, strict=True):
             records = 0 if x.is_counted else records
             first.append((x.input_index << DOCUMENT_BITS) + records)
             records += counted

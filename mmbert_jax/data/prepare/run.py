@@ -1,5 +1,6 @@
 """The preparation as a whole."""
 
+import sys
 from collections.abc import Sequence
 
 from mmbert_jax.data.corpus import FORMAT, MANIFEST, VERSION, Manifest
@@ -21,7 +22,7 @@ from mmbert_jax.data.prepare.parts import first_ids, kept_parts, parts_folder
 from mmbert_jax.data.prepare.settings import Settings
 from mmbert_jax.data.prepare.tokenise import check_documents, tokenize
 from mmbert_jax.data.prepare.workers import Engine, run_jobs
-from mmbert_jax.data.sources import Input, split
+from mmbert_jax.data.sources import Faults, Input, split
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.data.tokenizer_identity import describe_tokenizer
 from mmbert_jax.files import write_json
@@ -66,6 +67,11 @@ def prepare_corpus(
     ):
         pieces = split(inputs)
         parts = tokenize(pieces, run, parts_in, tokenizer, settings)
+        faults = Faults()
+        for part in parts:
+            faults.merge(part.counts.faults)
+        if faults.counts:
+            print(f"records that were passed over:\n{faults.table()}", file=sys.stderr)
         empty = check_documents(parts, inputs)
         shares = shares_of(parts)
         of_all = total([share for of_key in shares.values() for share in of_key])
@@ -88,6 +94,7 @@ def prepare_corpus(
                 "held_out_documents": settings.held_out_documents,
                 "documents": of_all.documents,
                 "empty_documents": empty,
+                "faulty_records": dict(sorted(faults.counts.items())),
                 "tokens": of_all.tokens - of_all.documents,
                 "bytes": of_all.text_bytes,
                 "row_lengths": row_lengths,

@@ -14,11 +14,28 @@ import numpy as np
 from mmbert_jax.data.corpus import DOCUMENT_BITS, SPLITS
 from mmbert_jax.data.prepare import workers
 from mmbert_jax.data.prepare.documents import COLUMNS, Documents
-from mmbert_jax.data.prepare.parts import Key, Part, finished, name_pieces, read_part, write_part
+from mmbert_jax.data.prepare.parts import (
+    Counts,
+    Key,
+    Part,
+    finished,
+    name_pieces,
+    read_part,
+    write_part,
+)
 from mmbert_jax.data.prepare.settings import Settings
 from mmbert_jax.data.prepare.workers import Run
 from mmbert_jax.data.progress import Progress
-from mmbert_jax.data.sources import Batch, Document, Input, Piece, Slice, read_slice, record_place
+from mmbert_jax.data.sources import (
+    Batch,
+    Document,
+    Faults,
+    Input,
+    Piece,
+    Slice,
+    read_slice,
+    record_place,
+)
 from mmbert_jax.data.tokenizer import Tokenizer
 from mmbert_jax.data.tokenizer_identity import describe_tokenizer
 from mmbert_jax.errors import UserError
@@ -65,7 +82,7 @@ def tokenize(
         parts.append(part)
         shown["documents"] += sum(block.size.documents for block in part.blocks.values())
         shown["tokens"] += sum(x.size.tokens - x.size.documents for x in part.blocks.values())
-        progress.advance(part.bytes_read, shown)
+        progress.advance(part.counts.bytes_read, shown)
     progress.finish(shown)
     return parts
 
@@ -79,7 +96,7 @@ def check_documents(parts: Sequence[Part], inputs: Sequence[Input]) -> int:
     empty: Counter[str] = Counter()
     languages = set()
     for part in parts:
-        empty.update(part.empty)
+        empty.update(part.counts.empty)
         languages |= {language for _, language in part.blocks}
     for language in sorted(empty.keys() - languages):
         raise UserError(
@@ -101,7 +118,7 @@ def tokenize_piece(job: _Job) -> Part:
     keys: list[Key] = []
     columns, tokens = [np.empty(0, COLUMNS)], [np.empty(0, np.uint32)]
     empty: Counter[str] = Counter()
-    records, bytes_read = [], 0
+    records, bytes_read, faults = [], 0, Faults()
     special = workers.special()
     fields = replace(workers.settings().fields, ends=(special.bos, special.eos))
     for number, part in enumerate(job.piece):
@@ -112,10 +129,12 @@ def tokenize_piece(job: _Job) -> Part:
             tokens.append(found.tokens)
             counted = batch.records
             bytes_read += batch.bytes_read
+            faults.merge(batch.faults)
         records.append(counted)
     documents = Documents(np.concatenate(columns), np.concatenate(tokens))
     del columns, tokens
-    return write_part(job.folder, job.name, keys, documents, records, dict(empty), bytes_read)
+    counts = Counts(tuple(records), dict(empty), faults, bytes_read)
+    return write_part(job.folder, job.name, keys, documents, counts)
 
 
 def _tokenize(

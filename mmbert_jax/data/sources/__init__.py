@@ -1,6 +1,7 @@
 """Text, where users keep it: which files it is (find), their lines (lines, decompress), the documents (records)."""
 
 from mmbert_jax.data.sources.decompress import open_decompressed, readable
+from mmbert_jax.data.sources.faults import Faults
 from mmbert_jax.data.sources.find import find_inputs
 from mmbert_jax.data.sources.inputs import FORMATS, Input
 from mmbert_jax.data.sources.lines import is_blank, parse_object, string_field
@@ -20,6 +21,7 @@ __all__ = [
     "FORMATS",
     "Batch",
     "Document",
+    "Faults",
     "Fields",
     "Input",
     "Piece",

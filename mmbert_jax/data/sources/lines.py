@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from mmbert_jax.errors import UserError
+from mmbert_jax.data.sources.faults import RecordError
 
 # What some editors write in front of a text in UTF-8. It is no part of the text, nor of JSON; where files were put
 # together it stands in front of a line in the middle.
@@ -24,19 +24,18 @@ def parse_object(line: bytes, place: object) -> dict[str, Any]:
       place: what an error is to begin with; it is spelled out (`str`) only then.
 
     Raises:
-      UserError: invalid UTF-8 or JSON, or another value; the message begins with `place`.
+      RecordError: invalid UTF-8 or JSON, or another value; the message begins with `place`.
     """
     text = decode(line, place).removeprefix("\ufeff")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError also for numbers of absurd length
-        raise UserError(
-            f"{place}: invalid JSON ({error}); every line has to be one JSON object"
-        ) from None
+        message = f"invalid JSON ({error}); every line has to be one JSON object"
+        raise RecordError("invalid JSON", place, message) from None
     if not isinstance(value, dict):
-        raise UserError(
-            f"{place}: a JSON {type(value).__name__} where one JSON object a line is expected"
-        )
+        kind = type(value).__name__
+        message = f"a JSON {kind} where one JSON object a line is expected"
+        raise RecordError(f"a JSON {kind}, no object", place, message)
     return value
 
 
@@ -48,26 +47,24 @@ def string_field(
     Dots in a field's name reach into objects, unless a field has that very name.
 
     Raises:
-      UserError: there is none, or it is no valid Unicode; `option` names the one that names the field.
+      RecordError: there is none, or it is no valid Unicode; `option` names the one that names the field.
     """
     text = find_field(value, field)
     if text is _ABSENT:
-        raise UserError(
-            f"{place}: no field {field!r}, only {', '.join(map(repr, value))}; name the right one with {option}"
-        )
+        message = f"no field {field!r}, only {', '.join(map(repr, value))}; name the right one with {option}"
+        raise RecordError(f"no field {field!r}", place, message)
     if isinstance(text, bytes):
-        return decode(text, f"{place}: field {field!r}"), text
+        return decode(text, place, f"field {field!r}: "), text
     if not isinstance(text, str):
-        raise UserError(
-            f"{place}: field {field!r} is a {type(text).__name__} where a string is expected; "
-            f"name another one with {option} or remove the record"
-        )
+        what = f"field {field!r} is a {type(text).__name__}"
+        message = f"{what} where a string is expected; name another one with {option} or remove the record"
+        raise RecordError(what, place, message)
     try:
         return text, text.encode("utf-8")
     except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
-        raise UserError(
-            f"{place}: field {field!r} holds half a surrogate pair, which is not valid Unicode; remove it"
-        ) from None
+        what = f"field {field!r} holds half a surrogate pair"
+        message = f"{what}, which is not valid Unicode; remove it"
+        raise RecordError(what, place, message) from None
 
 
 def find_field(value: dict[str, Any], field: str) -> Any:
@@ -86,10 +83,10 @@ def has_field(value: dict[str, Any], field: str) -> bool:
     return find_field(value, field) is not _ABSENT
 
 
-def decode(record: bytes, place: object) -> str:
+def decode(record: bytes, place: object, what: str = "") -> str:
+    """Text in UTF-8; RecordError for what is none, `what` of the record at `place` it is."""
     try:
         return record.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{place}: invalid UTF-8 at byte {error.start}; convert the file to UTF-8 or remove the text"
-        ) from None
+        message = f"{what}invalid UTF-8 at byte {error.start}; convert the file to UTF-8 or remove the text"
+        raise RecordError("invalid UTF-8", place, message) from None

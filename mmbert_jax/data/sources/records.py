@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from mmbert_jax.data.sources.decompress import open_decompressed, readable
+from mmbert_jax.data.sources.faults import Faults, RecordError
 from mmbert_jax.data.sources.inputs import Input
 from mmbert_jax.data.sources.lines import (
     BYTE_ORDER_MARK,
@@ -36,6 +37,7 @@ class Fields:
       language_field: or two with a comma between: language,language_script makes deu_Latn.
       tokens: of MDS without the text field: token ids, in rows that documents were cut into.
       ends: BOS and EOS of such rows; None where tokens are of no use.
+      skip_faults: whether records that cannot be read are counted and passed over; or the first one is an error.
     """
 
     text: str = "text"
@@ -44,6 +46,7 @@ class Fields:
     default_language: str | None = None  # of records that do not say
     tokens: str = "input_ids"
     ends: tuple[int, int] | None = None
+    skip_faults: bool = False
 
     @property
     def language_fields(self) -> list[str]:
@@ -67,6 +70,7 @@ class Batch(NamedTuple):
     documents: list[Document]
     records: int  # of the slice up to here, those that are no documents included
     bytes_read: int  # of the input as it is stored
+    faults: Faults  # of records that were passed over since the batch before
 
 
 def read_documents(inputs: Sequence[Input], fields: Fields) -> Iterator[Batch]:
@@ -93,23 +97,45 @@ def read_slice(part: Slice, fields: Fields) -> Iterator[Batch]:
 
     Raises:
       UserError: a file that cannot be read or decompressed; invalid UTF-8 or JSON, a missing field, a text or language
-        that is no string, or no valid Unicode; the message names the file and the line.
+        that is no string, or no valid Unicode; the message names the file and the line. What is wrong with a record
+        alone, not with its file, is passed over where `fields` say so.
     """
     if part.source.format == "text":
-        return _read_text(part)
+        return _read_text(part, fields)
     if part.source.format == "jsonl":
         return _read_jsonl(part, fields)
     return _read_table(part, fields)
 
 
-def _read_text(part: Slice) -> Iterator[Batch]:
-    source = part.source
+def _read_text(part: Slice, fields: Fields) -> Iterator[Batch]:
+    source, faults = part.source, Faults()
     with readable(source.path):
         data = source.path.read_bytes()
     assert source.language is not None
-    text = decode(data, str(source.path)).removeprefix("\ufeff")
-    utf8 = data.removeprefix(BYTE_ORDER_MARK)
-    yield Batch([Document(part.input_index, 1, source.language, text, utf8)], 1, len(data))
+    documents = []
+    with _passing_over(faults, fields):
+        text = decode(data, source.path).removeprefix("\ufeff")
+        utf8 = data.removeprefix(BYTE_ORDER_MARK)
+        documents.append(Document(part.input_index, 1, source.language, text, utf8))
+    yield Batch(documents, 1, len(data), faults)
+
+
+class _passing_over:
+    """Counts a RecordError that arises within, where it is to be passed over. No generator: many enter it."""
+
+    __slots__ = ("faults", "skip")
+
+    def __init__(self, faults: Faults, fields: Fields):
+        self.faults, self.skip = faults, fields.skip_faults
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> bool:
+        if self.skip and isinstance(error, RecordError):
+            self.faults.add(error)
+            return True
+        return False
 
 
 def _read_jsonl(part: Slice, fields: Fields) -> Iterator[Batch]:
@@ -118,18 +144,18 @@ def _read_jsonl(part: Slice, fields: Fields) -> Iterator[Batch]:
     number, at = 0, 0
     with readable(path), path.open("rb") as raw:
         for lines, n, read in _batches(part, raw):
-            documents = []
+            documents, faults = [], Faults()
+            passing_over = _passing_over(faults, fields)
             for i, line in enumerate(lines, number + 1):
-                if not is_blank(line):
-                    where = _Line(part, i)
-                    documents.append(
-                        Document(
-                            part.input_index, i, *_parse(parse_object(line, where), where, fields)
-                        )
-                    )
+                if is_blank(line):
+                    continue
+                where = _Line(part, i)
+                with passing_over:
+                    parsed = _parse(parse_object(line, where), where, fields)
+                    documents.append(Document(part.input_index, i, *parsed))
             number += n
             read, at = max(read - at, 0), max(read, at)
-            yield Batch(documents, number, read // part.stripes)
+            yield Batch(documents, number, read // part.stripes, faults)
 
 
 def _batches(part: Slice, raw: BinaryIO) -> Iterator[tuple[list[bytes], int, int]]:
@@ -169,18 +195,18 @@ def _gather[T](stream: Iterable[T], length: Callable[[T], int] = len) -> Iterato
 def _read_table(part: Slice, fields: Fields) -> Iterator[Batch]:
     """The documents of what has rows."""
     source = part.source
-    names = column_names(source)
+    names, faults = column_names(source), Faults()
     if source.format == "mds" and fields.text not in names and fields.tokens in names:
         documents = _of_tokens(part, fields)
     else:
         _check_columns(source, names, fields)
-        documents = _of_rows(part, fields)
+        documents = _of_rows(part, fields, faults)
     number = 0
     for batch in _gather(documents, lambda document: len(document.utf8)):
         number = batch[-1].number
-        yield Batch(batch, number, 0)
+        yield Batch(batch, number, 0, Faults())
     # How far a file is read does not show while it is.
-    yield Batch([], number, part.size)
+    yield Batch([], number, part.size, faults)
 
 
 def _check_columns(source: Input, names: Sequence[str], fields: Fields) -> None:
@@ -201,12 +227,17 @@ def _asks(source: Input, fields: Fields) -> bool:
     return fields.language is None and source.language is None and fields.default_language is None
 
 
-def _of_rows(part: Slice, fields: Fields) -> Iterator[Document]:
+def _of_rows(part: Slice, fields: Fields, faults: Faults) -> Iterator[Document]:
     columns = [fields.text]
     if fields.language is None and part.source.language is None:
         columns += fields.language_fields
+    passing_over = _passing_over(faults, fields)
     for number, row in read_rows(part, columns):
-        yield Document(part.input_index, number, *_parse(row, _Line(part, number), fields))
+        parsed = None
+        with passing_over:
+            parsed = _parse(row, _Line(part, number), fields)
+        if parsed:
+            yield Document(part.input_index, number, *parsed)
 
 
 def _of_tokens(part: Slice, fields: Fields) -> Iterator[Document]:
@@ -244,10 +275,8 @@ def record_place(part: Slice, number: int) -> str:
 
 def _lines_before(part: Slice) -> int:
     """How many lines begin before a slice of a plain file."""
-    lines, left = (
-        0,
-        part.start - 1,
-    )  # a line that begins at `start` has its predecessor's end before it
+    # A line that begins at `start` has its predecessor's end before it.
+    lines, left = 0, part.start - 1
     with readable(part.source.path), part.source.path.open("rb") as file:
         while left > 0 and (data := file.read(min(left, BATCH_BYTES))):
             lines += data.count(b"\n")
@@ -268,5 +297,6 @@ def _parse(value: dict[str, Any], where: _Line, fields: Fields) -> tuple[str, st
     for name in names:
         said.append(string_field(value, name, "--language_field", where)[0])
         if not said[-1]:
-            raise UserError(f"{where}: field {name!r} is empty; name the language")
+            what = f"field {name!r} is empty"
+            raise RecordError(what, where, f"{what}; name the language")
     return "_".join(said), text, utf8

@@ -1,6 +1,7 @@
 """What cannot be prepared: exit status 2, one line that says where and what to do, nothing left behind."""
 
 import gzip
+import json
 import re
 import shutil
 import subprocess
@@ -63,6 +64,38 @@ def test_bad_input_is_named_and_leaves_nothing(tmp_path, prepare, name):
     assert said == [
         f"what is finished is kept in {x}; the same command goes on behind it" for x in left
     ]
+
+
+def test_records_that_cannot_be_read_are_passed_over_on_request(tmp_path, prepare):
+    """Counted by reason, the first ones named by their lines, kept in the manifest; files that are cut still end it."""
+    faulty = [data.split(GOOD)[-1] for data, message in list(FAULTS.values())[:5]]
+    (tmp_path / "a.jsonl").write_bytes(GOOD + b"".join(faulty) + b"{\n" * 4)
+    options = ("--input", tmp_path / "a.jsonl", "--on_error", "skip")
+    assert prepare(tmp_path / "c", *options).returncode == 0
+    manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
+    assert manifest["documents"] == 1
+    assert manifest["faulty_records"] == {
+        "field 'text' holds half a surrogate pair": 1,
+        "field 'text' is a int": 1,
+        "invalid JSON": 5,
+        "invalid UTF-8": 1,
+        "no field 'text'": 1,
+    }
+    said = prepare(tmp_path / "d", *options, workers=2).stderr
+    at = said.index("records that were passed over:\n           5  invalid JSON\n")
+    table = said[at:].splitlines()
+    assert [re.match(f"{' ' * 14}{tmp_path}/a.jsonl, line (\\d+): ", x)[1] for x in table[2:5]] == [
+        *("3", "7", "8")
+    ]
+    assert content(tmp_path / "c") == content(tmp_path / "d")
+    # What is left is the corpus of the records that can be read, but for what the manifest says of the others.
+    (tmp_path / "good.jsonl").write_bytes(GOOD)
+    assert prepare(tmp_path / "good", "--input", tmp_path / "good.jsonl").returncode == 0
+    assert content(tmp_path / "good")[0] == content(tmp_path / "c")[0]
+    (tmp_path / "a.jsonl.gz").write_bytes(FAULTS["cut.jsonl.gz"][0])
+    done = prepare(tmp_path / "e", "--input", tmp_path / "a.jsonl.gz", "--on_error", "skip")
+    assert done.returncode == 2
+    assert "damaged or not compressed as its name says" in done.stderr
 
 
 def test_faults_found_by_worker_processes_read_the_same(tmp_path, prepare):
