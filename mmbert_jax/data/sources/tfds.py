@@ -10,7 +10,7 @@ from typing import Any
 
 from mmbert_jax.errors import UserError, brief
 from mmbert_jax.files import read_json
-from mmbert_jax.places import Place
+from mmbert_jax.places import Place, is_remote
 
 INFO, FEATURES = "dataset_info.json", "features.json"
 # Records are fetched so many at a time.
@@ -23,8 +23,12 @@ def splits(folder: Place) -> dict[str, int]:
     """Split -> its records, of a data set's folder (the one of a version).
 
     Raises:
-      UserError: it is damaged, or stored in another format than array_record.
+      UserError: it is damaged, lies in a bucket, or is stored in another format than array_record.
     """
+    if is_remote(folder):
+        raise UserError(
+            f"{folder}: array_record reads TFDS data sets from disks alone; copy it to a disk"
+        )
     info = read_json(folder / INFO)
     if not isinstance(info, dict) or not isinstance(info.get("splits"), list):
         raise UserError(f"{folder / INFO}: no description of a TFDS data set")

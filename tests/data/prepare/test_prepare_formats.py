@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from tfds_writer import write_tfds
 from mmbert_jax.data.sources import Fields, find_inputs, read_slice
 from mmbert_jax.data.sources.chunks import CHUNK_TOKENS
 from mmbert_jax.data.sources.pieces import Slice
+from mmbert_jax.places import filesystem, place
 
 # --- text ---
 
@@ -95,6 +97,29 @@ def test_every_format_gives_the_same_corpus(tmp_path, corpus, records, prepare, 
     done = prepare(tmp_path / "c", "--input", path, *options, *OPTIONS, workers=2)
     assert done.returncode == 0, done.stderr
     assert content(tmp_path / "c") == content(corpus[0])
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_text_mds, write_tfds_data_set])
+def test_every_format_is_read_from_a_bucket(request, tmp_path, corpus, records, prepare, write):
+    """Parquet and MDS from both kinds; TFDS, whose own library reads it, is refused where it cannot be read."""
+    path, *options = write(tmp_path, records)
+    path = Path(path)  # from TFDS' own kind
+    for store in ("gs_bucket", "s3_bucket"):
+        bucket = place(request.getfixturevalue(store))
+        system = filesystem(bucket)
+        for file in [path] if path.is_file() else path.rglob("*"):
+            if file.is_file():
+                system.put_file(str(file), str(bucket / file.relative_to(path.parent).as_posix()))
+        output = tmp_path / store
+        done = prepare(output, "--input", bucket / path.name, *options, *OPTIONS)
+        if write is write_tfds_data_set:
+            assert done.returncode == 2
+            assert (
+                f"{bucket / path.name}: array_record reads TFDS data sets from disks" in done.stderr
+            )
+            continue
+        assert done.returncode == 0, done.stderr
+        assert content(output) == content(corpus[0])
 
 
 def test_a_language_of_two_fields(tmp_path, records, prepare):
