@@ -59,7 +59,7 @@ def corpus(tokenizer, texts, tmp_path_factory):
     settings = Settings(
         tokenizer.path.parent, Fields("text", "language"), row_lengths=(64,), held_out=0.1
     )
-    prepare_corpus(inputs, settings, folder / "corpus", workers=1, source="text")
+    prepare_corpus(inputs, settings, folder / "corpus", engine=1, source="text")
     return folder / "corpus"
 
 

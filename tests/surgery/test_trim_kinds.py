@@ -284,7 +284,7 @@ def test_the_trimmed_model_goes_on_training(gemma, tmp_path, monkeypatch):
     save_params(tmp_path / "start", model.params, import_meta(small, model.config))
     inputs, _ = find_inputs([str(folder / "text.jsonl")], None)
     settings_ = Settings(small, Fields(), row_lengths=(64,), held_out=0.1)
-    prepare_corpus(inputs, settings_, tmp_path / "corpus", workers=1, source="text")
+    prepare_corpus(inputs, settings_, tmp_path / "corpus", engine=1, source="text")
     config = tiny_config(
         data__corpus=str(tmp_path / "corpus"),
         init_from=str(tmp_path / "start"),
