@@ -8,6 +8,7 @@ import pytest
 from peers import ROOT
 
 NAMES = ["transformers-4.48", "transformers-4.57", "sentence-transformers", "pylate", "mergekit"]
+NAMES += ["streaming"]
 FAKE = """#!/bin/bash
 if [ "$1" = --version ]; then echo Python 3.12.1; exit; fi
 echo "$@" >>"$CALLS"
