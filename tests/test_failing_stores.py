@@ -76,7 +76,8 @@ def test_a_run_goes_on_when_a_store_stalls(go, local_run, failing):
     saving, stalled = [], []
 
     def fault(method, path):
-        if "checkpoints/2/" not in path:  # not the lock's, which would be there when the run has ended
+        # A write of the lock's that stalls may be there when the run has ended.
+        if "checkpoints/2/" not in path:
             return
         saving.append(path)
         if len(saving) > 5 and method in ("PUT", "POST") and not stalled:
