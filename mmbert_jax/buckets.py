@@ -78,6 +78,13 @@ def write_if(path: Place, data: bytes | None, version: bytes) -> bool:
     return data is not None and read_version(path)[0] == data
 
 
+def read_range(path: Place, start: int, stop: int) -> bytes:
+    """Bytes `start` to `stop` of an object; fewer where it ends before."""
+    if start == stop:
+        return b""  # which no store takes for a range
+    return filesystem(path).cat_file(str(path), start=start, end=stop)
+
+
 def write(path: Place, data: bytes) -> None:
     """Writes an object, whatever was there."""
     with _saying_which(path):

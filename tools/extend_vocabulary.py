@@ -9,14 +9,13 @@ BPE with byte fallback (Gemma 2's, mmBERT's, this project's) and byte-level BPE 
 import argparse
 import sys
 
-from mmbert_jax.checkpoint import restore_params
 from mmbert_jax.data.sources import Fields, find_inputs
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.files import check_folder
-from mmbert_jax.hf.imported import import_meta
-from mmbert_jax.hf.load import is_model_folder, load_model
+from mmbert_jax.hf.load import is_model_folder
 from mmbert_jax.inference.checkpoint_tokenizer import checkpoint_tokenizer
 from mmbert_jax.places import place
+from mmbert_jax.surgery.derived import read_model
 from mmbert_jax.surgery.extend import REPORT, TOKENIZER, extend_vocabulary, table
 
 EXAMPLE = """example:
@@ -68,13 +67,9 @@ def main() -> None:
         for note in notes:
             print(note, file=sys.stderr)
     fields = Fields(args.text_field, args.language_field)
-    if is_model_folder(args.checkpoint):
-        model = load_model(args.checkpoint)
-        params, meta = model.params, import_meta(args.checkpoint, model.config)
-        tokenizer = checkpoint_tokenizer(meta, args.tokenizer or args.checkpoint)
-    else:
-        params, meta = restore_params(args.checkpoint)
-        tokenizer = checkpoint_tokenizer(meta, args.tokenizer)
+    params, meta = read_model(args.checkpoint)
+    beside = args.checkpoint if is_model_folder(args.checkpoint) else None
+    tokenizer = checkpoint_tokenizer(meta, args.tokenizer or beside)
     report = extend_vocabulary(
         args.output,
         params,

@@ -8,13 +8,12 @@ import argparse
 
 import numpy as np
 
-from mmbert_jax.checkpoint import restore_params, save_params
+from mmbert_jax.checkpoint import save_params
 from mmbert_jax.errors import run_main
 from mmbert_jax.files import check_folder
-from mmbert_jax.hf.imported import import_meta
-from mmbert_jax.hf.load import is_model_folder, load_model
 from mmbert_jax.model.config import ModelConfig
-from mmbert_jax.places import Place, place
+from mmbert_jax.places import place
+from mmbert_jax.surgery.derived import read_model
 from mmbert_jax.surgery.shrink import shrink, shrunk_meta, smaller_config
 
 EXAMPLE = """example (mmBERT small from base):
@@ -56,7 +55,7 @@ def main() -> None:
     args = parser.parse_args()
     check_folder(args.output)
 
-    params, meta = _read(args.checkpoint)
+    params, meta = read_model(args.checkpoint)
     config = ModelConfig.from_config(meta["config"]["model"])
     smaller, layers = smaller_config(
         config,
@@ -81,14 +80,6 @@ def main() -> None:
     print(f"{'parameters':<20}{_count(params):>12,}{_count(sampled):>12,}")
     print("layers from " + " ".join(map(str, layers)))
     print(f"wrote {args.output}")
-
-
-def _read(path: Place) -> tuple[dict, dict]:
-    """Parameters and meta."""
-    if is_model_folder(path):
-        model = load_model(path)
-        return model.params, import_meta(path, model.config)
-    return restore_params(path)
 
 
 def _count(tree) -> int:

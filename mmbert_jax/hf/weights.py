@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from mmbert_jax import buckets
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import check_uploaded, naming, write_json
 from mmbert_jax.places import Place, filesystem
@@ -167,10 +168,8 @@ def _read_header(path: Place) -> dict[str, _Stored]:
 
 
 def _read_range(path: Place, start: int, stop: int) -> bytes:
-    if start == stop:
-        return b""  # which no store takes for a range
     with naming(path):
-        data = filesystem(path).cat_file(str(path), start=start, end=stop)
+        data = buckets.read_range(path, start, stop)
     if len(data) != stop - start:
         raise UserError(f"{path} became shorter while it was read; copy the folder again")
     return data

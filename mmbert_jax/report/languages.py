@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from mmbert_jax.files import atomic_file
 from mmbert_jax.places import Place
+from mmbert_jax.report.plots import save_figure
 
 Results = Mapping[str, Mapping[str, float]]
 
@@ -91,5 +91,4 @@ def plot_languages(comparison: Mapping, path: Place) -> None:
     axes.set(title="Held-out loss against before", ylabel="change, %")
     axes.legend()
     axes.grid(alpha=0.3)
-    with atomic_file(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=120)
+    save_figure(figure, path)

@@ -26,7 +26,7 @@ def plot_shares(
     """
     figure = Figure(figsize=(10, 5), layout="constrained")
     _draw_shares(figure.subplots(), shares, order)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_mixtures(
@@ -82,7 +82,7 @@ def plot_mixtures(
                 title=f"{titles[name]}\ntotal variation {found.total_variation:.3f}",
             )
             axes.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _short(name: str, length: int = 40) -> str:
@@ -167,7 +167,7 @@ def plot_losses(
     right.legend(handles=grouped + phases, fontsize="small")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_sweep(points: Mapping[str, Mapping[str, Any]], path: Place) -> None:
@@ -209,9 +209,9 @@ def plot_sweep(points: Mapping[str, Mapping[str, Any]], path: Place) -> None:
     figure.legend(
         *figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small"
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Figure, path: Place) -> None:
+def save_figure(figure: Figure, path: Place) -> None:
     with atomic_file(path, "wb") as file:
         figure.savefig(file, format="png", dpi=120)

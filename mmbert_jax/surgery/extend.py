@@ -19,6 +19,8 @@ from mmbert_jax.files import atomic_folder, read_json, write_json
 from mmbert_jax.hf.tokenizer import to_hf_files
 from mmbert_jax.places import Place, resolved
 from mmbert_jax.run import SUMS
+from mmbert_jax.surgery.costs import TITLES, LanguageCost, cost_lines
+from mmbert_jax.surgery.derived import derived_meta
 from mmbert_jax.surgery.new_pieces import (
     affected_characters,
     drop_until_kept,
@@ -35,21 +37,6 @@ MULTIPLE = 64  # of rows: matrix units and sharding prefer round numbers
 _BATCH = 256  # texts that are tokenised at a time
 # Parameters with a row for each id: the embedding, which decodes as well, and the decoder's bias.
 _EMBEDDING, _BIAS = "embeddings/tokens", "head/bias"
-
-
-@dataclasses.dataclass
-class LanguageCost:
-    """What a language costs before and after: documents, characters, tokens without <bos> and <eos>.
-
-    `same` counts the documents whose ids are as before.
-    """
-
-    new: bool
-    documents: int = 0
-    characters: int = 0
-    tokens_before: int = 0
-    tokens_after: int = 0
-    same: int = 0
 
 
 def extend_vocabulary(
@@ -121,7 +108,7 @@ def extend_vocabulary(
             "affected": affected_characters(description, characters, new),
             "vocabulary": {"before": before.vocab_size, "after": after.vocab_size},
             "rows": {"before": shape["vocab_size"], "after": rows},
-            "languages": {language: dataclasses.asdict(c) for language, c in sorted(costs.items())},
+            "languages": dict(sorted(costs.items())),
         }
         record = describe_tokenizer(after) | {"path": str(resolved(output) / TOKENIZER)}
         write_params(folder, larger, _extended_meta(meta, report, record))
@@ -157,18 +144,12 @@ def table(report: Mapping) -> str:
     lines = [
         f"{report['pieces']:,} new pieces: {vocabulary['before']:,} -> {vocabulary['after']:,} entries,"
         f" {rows['before']:,} -> {rows['after']:,} rows",
-        f"{'language':<22}{'documents':>10}{'unchanged':>11}{'tokens per character':>24}",
-        f"{'':<43}{'before':>12}{'after':>12}",
+        *TITLES,
     ]
     costs = report["languages"]
-    for name in sorted(costs, key=lambda name: (not costs[name]["new"], name)):
-        cost = costs[name]
-        characters = max(1, cost["characters"])
-        lines.append(
-            f"{name + (' (new)' if cost['new'] else ''):<22}{cost['documents']:>10,}"
-            f"{cost['same'] / cost['documents']:>11.1%}"
-            f"{cost['tokens_before'] / characters:>12.3f}{cost['tokens_after'] / characters:>12.3f}"
-        )
+    lines += cost_lines(
+        costs, sorted(costs, key=lambda name: (not costs[name]["new"], name)), "new"
+    )
     if report["dropped"]:
         lines.append(
             f"{report['dropped']:,} pieces were dropped, which would have changed a text of --keep_text"
@@ -202,7 +183,7 @@ def _costs(
     inputs: Sequence[Input],
     new: bool,
     fields: Fields,
-) -> dict[str, LanguageCost]:
+) -> dict[str, dict]:
     """Both tokenisers on every text; those to keep have to have the same ids."""
     costs: dict[str, LanguageCost] = {}
     for documents in itertools.batched(read_all(inputs, fields), _BATCH):
@@ -214,28 +195,13 @@ def _costs(
                     f"{inputs[document.input_index].path}:{document.number}: the extended tokeniser splits this text"
                     " otherwise"
                 )
-            cost = costs.setdefault(document.language, LanguageCost(new))
-            cost.documents += 1
-            cost.characters += len(document.text)
-            cost.tokens_before += len(old)
-            cost.tokens_after += len(found)
-            cost.same += old == found
-    return costs
+            cost = costs.setdefault(document.language, LanguageCost())
+            cost.count(document.text, old, found, old == found)
+    return {language: {"new": new} | dataclasses.asdict(cost) for language, cost in costs.items()}
 
 
 def _extended_meta(meta: Meta, report: Mapping, record: Mapping) -> Meta:
-    """No training of its own, and where it comes from."""
-    parent = {name: meta.get(name) for name in ("phase", "step", "tokens")}
     model = meta["config"]["model"] | {"vocab_size": report["rows"]["after"]}
     told = ("pieces", "affected", "vocabulary", "rows")
-    return {name: value for name, value in meta.items() if name != "fingerprint"} | {
-        "phase": "extended",
-        "step": 0,
-        "row": 0,
-        "tokens": 0,
-        "history": [*meta.get("history", []), parent],
-        "held_out_groups": {},  # of the same weights, but not of the new language
-        "config": meta["config"] | {"phase": "extended", "model": model},
-        "tokenizer": dict(record),
-        "extend": {"path": report["checkpoint"]} | parent | {name: report[name] for name in told},
-    }
+    made = {"path": report["checkpoint"]} | {name: report[name] for name in told}
+    return derived_meta(meta, "extended", model, {"extend": made}) | {"tokenizer": dict(record)}

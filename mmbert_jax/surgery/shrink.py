@@ -37,6 +37,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mmbert_jax.errors import UserError
 from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.surgery.derived import derived_meta
 
 
 def picks(count: int, wanted: int) -> np.ndarray:
@@ -187,15 +188,5 @@ def shrink(
 
 def shrunk_meta(meta: Mapping, path: str, smaller: ModelConfig, layers: list[int]) -> dict:
     """The meta of the smaller model: no training of its own, and where it comes from."""
-    parent = {key: meta.get(key) for key in ("phase", "step", "tokens")}
-    model = meta["config"]["model"]
-    return {name: value for name, value in meta.items() if name != "fingerprint"} | {
-        "phase": "shrunk",
-        "step": 0,
-        "row": 0,
-        "tokens": 0,
-        "history": [*meta.get("history", []), parent],
-        "held_out_groups": {},  # the larger model's figures
-        "config": meta["config"] | {"phase": "shrunk", "model": dataclasses.asdict(smaller)},
-        "shrink": {"path": path, "model": dict(model), "layers": layers} | parent,
-    }
+    made = {"path": path, "model": dict(meta["config"]["model"]), "layers": layers}
+    return derived_meta(meta, "shrunk", dataclasses.asdict(smaller), {"shrink": made})

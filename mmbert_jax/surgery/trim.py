@@ -12,25 +12,11 @@ from mmbert_jax.errors import UserError
 from mmbert_jax.files import read_json, to_json, write_json, write_text
 from mmbert_jax.hf.export import check_output, new_folder
 from mmbert_jax.places import Place, place, resolved
+from mmbert_jax.surgery.costs import TITLES, LanguageCost, cost_lines
 from mmbert_jax.surgery.trimmed_files import read_naming_files, write_model, write_names
 from mmbert_jax.surgery.vocabulary import check_supported, ids_to_keep, trim_description
 
 REPORT = "trim.json"
-
-
-@dataclasses.dataclass
-class LanguageCost:
-    """What a language costs before and after: documents, characters, tokens without <bos> and <eos>.
-
-    `same` counts the documents whose tokens were all kept.
-    """
-
-    kept: bool
-    documents: int = 0
-    characters: int = 0
-    tokens_before: int = 0
-    tokens_after: int = 0
-    same: int = 0
 
 
 def trim_vocabulary(
@@ -104,9 +90,7 @@ def trim_vocabulary(
             "min_count": min_count,
             "vocabulary": {"before": before.vocab_size, "after": len(keep)},
             **sizes,
-            "languages": {
-                language: dataclasses.asdict(cost) for language, cost in sorted(costs.items())
-            },
+            "languages": costs,
             "kept_ids": keep,
         }
         write_text(folder / REPORT, to_json(report) + "\n")  # tens of thousands of ids on one line
@@ -126,25 +110,14 @@ def table(report: Mapping, most: int = 40) -> str:
         size = report[name]
         share = size["after"] / size["before"]
         lines.append(f"{name:<22}{size['before']:>15,}{size['after']:>15,}{share:>8.1%}")
-    lines += [
-        "",
-        f"{'language':<22}{'documents':>10}{'unchanged':>11}{'tokens per character':>24}",
-        f"{'':<43}{'before':>12}{'after':>12}",
-    ]
+    lines += ["", *TITLES]
     costs = report["languages"]
 
     def growth(cost):
         return cost["tokens_after"] / max(1, cost["tokens_before"])
 
     ordered = sorted(costs, key=lambda name: (not costs[name]["kept"], growth(costs[name]), name))
-    for name in ordered[:most]:
-        cost = costs[name]
-        characters = max(1, cost["characters"])
-        lines.append(
-            f"{name + (' (kept)' if cost['kept'] else ''):<22}{cost['documents']:>10,}"
-            f"{cost['same'] / cost['documents']:>11.1%}"
-            f"{cost['tokens_before'] / characters:>12.3f}{cost['tokens_after'] / characters:>12.3f}"
-        )
+    lines += cost_lines(costs, ordered[:most], "kept")
     if len(ordered) > most:
         lines.append(f"... and {len(ordered) - most} more in {REPORT}")
     return "\n".join(lines)
@@ -201,24 +174,20 @@ def _compare(
     inputs: Sequence[Input],
     fields: Fields,
     languages: Collection[str] | None,
-) -> dict[str, LanguageCost]:
+) -> dict[str, dict]:
     """Both tokenisers on every text; where all tokens were kept, they have to agree."""
     costs: dict[str, LanguageCost] = {}
     for document, ids, found in _documents(inputs, fields, before, after):
-        language = document.language
-        if language not in costs:
-            costs[language] = LanguageCost(kept=languages is None or language in languages)
-        cost = costs[language]
         expected = [new_id.get(i) for i in ids]
-        if None not in expected:
-            if found != expected:
-                raise RuntimeError(
-                    f"{inputs[document.input_index].path}:{document.number}: the trimmed tokeniser splits this text"
-                    " otherwise, although all its tokens were kept"
-                )
-            cost.same += 1
-        cost.documents += 1
-        cost.characters += len(document.text)
-        cost.tokens_before += len(ids)
-        cost.tokens_after += len(found)
-    return costs
+        same = None not in expected
+        if same and found != expected:
+            raise RuntimeError(
+                f"{inputs[document.input_index].path}:{document.number}: the trimmed tokeniser splits this text"
+                " otherwise, although all its tokens were kept"
+            )
+        cost = costs.setdefault(document.language, LanguageCost())
+        cost.count(document.text, ids, found, same)
+    return {
+        language: {"kept": languages is None or language in languages} | dataclasses.asdict(cost)
+        for language, cost in sorted(costs.items())
+    }

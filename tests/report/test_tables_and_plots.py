@@ -110,9 +110,9 @@ def test_table():
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that were saved."""
-    figures, save = [], plots._save
+    figures, save = [], plots.save_figure
     monkeypatch.setattr(
-        plots, "_save", lambda figure, path: (figures.append(figure), save(figure, path))
+        plots, "save_figure", lambda figure, path: (figures.append(figure), save(figure, path))
     )
     return figures
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -265,11 +265,8 @@ def _read(folder: Place, block: Block, at: int, n: int, dtype: np.dtype) -> np.n
 
 
 def _range(path: Place, at: int, n: int) -> bytes:
-    if n == 0:
-        return b""
     if is_remote(path):
-        return filesystem(path).cat_file(str(path), start=at, end=at + n)
-    file: BinaryIO
+        return buckets.read_range(path, at, at + n)
     with path.open("rb") as file:
         file.seek(at)
         return file.read(n)

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mmbert_jax.data.sources.decompress import readable
-from mmbert_jax.errors import UserError
+from mmbert_jax.errors import UserError, brief
 from mmbert_jax.places import Place
 
 MAGIC = b"PAR1"
@@ -101,14 +101,10 @@ def _open(path: Place) -> Iterator[pq.ParquetFile]:
             if isinstance(error, OSError) and error.errno:
                 raise
             raise UserError(
-                f"{path}: damaged, or no Parquet ({_brief(error)}); copy the file again"
+                f"{path}: damaged, or no Parquet ({brief(error)[:200]}); copy the file again"
             ) from None
         except MemoryError:
             raise UserError(f"{path}: damaged: a size in it is beyond all memory") from None
-
-
-def _brief(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def _keys(schema: pa.Schema, name: str) -> tuple[str, ...] | None:

@@ -52,17 +52,19 @@ def split(inputs: Sequence[Input]) -> list[Piece]:
     """All of the inputs, in order, in pieces."""
     pieces: list[Piece] = []
     waiting: list[Slice] = []
+    size = 0  # of those that wait
     for index, source in enumerate(inputs):
         if source.size >= LEAST:
             if waiting:
                 pieces.append(tuple(waiting))
-                waiting = []
+                waiting, size = [], 0
             pieces += [(part,) for part in _slices(index, source)]
             continue
         waiting.append(whole(index, source))
-        if sum(part.size for part in waiting) >= LEAST:
+        size += source.size
+        if size >= LEAST:
             pieces.append(tuple(waiting))
-            waiting = []
+            waiting, size = [], 0
     return pieces + ([tuple(waiting)] if waiting else [])
 
 
