@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 
-from mmbert_jax.data.prepare import Settings, check_output, prepare_corpus
+from mmbert_jax.data.prepare import Rules, Settings, check_output, prepare_corpus
 from mmbert_jax.data.sources import FORMATS, Fields, find_inputs
 from mmbert_jax.errors import UserError, run_main
 from mmbert_jax.places import place
@@ -57,6 +57,11 @@ def parse_arguments() -> argparse.Namespace:
         default="stop",
         help="skip: pass over records that cannot be read, and count them by reason (default: stop at the first); "
         "files that are damaged stop it in any case",
+    )
+    parser.add_argument(
+        "--normalise",
+        action="store_true",
+        help="bring texts into Unicode's form NFC, make every line ending \\n, and take control characters out",
     )
     parser.add_argument(
         "--tokenizer", required=True, help="a *.model or tokenizer.json, or its folder"
@@ -155,6 +160,7 @@ def main() -> None:
         held_out=args.held_out,
         held_out_documents=args.held_out_documents,
         shard_tokens=args.shard_tokens,
+        rules=Rules(normalise=args.normalise),
     )
     start = time.monotonic()
     manifest = prepare_corpus(

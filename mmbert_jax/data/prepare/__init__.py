@@ -17,7 +17,8 @@ requests are made as there are parts times deals, 2 million for 25G tokens of on
 """
 
 from mmbert_jax.data.prepare.output import check_output
+from mmbert_jax.data.prepare.rules import Rules
 from mmbert_jax.data.prepare.run import prepare_corpus
 from mmbert_jax.data.prepare.settings import Settings
 
-__all__ = ["Settings", "check_output", "prepare_corpus"]
+__all__ = ["Rules", "Settings", "check_output", "prepare_corpus"]

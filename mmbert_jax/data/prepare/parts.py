@@ -33,7 +33,7 @@ from mmbert_jax.files import atomic_file, naming, read_json, try_lock
 from mmbert_jax.places import Place, absolute, files_under, filesystem, is_remote
 
 Key = tuple[str, str]  # split, language
-_VERSION = 1
+_VERSION = 2
 _TOKENS, _INDEX = ".tokens", ".index"
 _OURS = re.compile(rf"[0-9a-f]{{32}}({_TOKENS}|{_INDEX})|corpus(/.*)?|\..*")
 

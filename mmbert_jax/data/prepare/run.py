@@ -99,5 +99,6 @@ def prepare_corpus(
                 "bytes": of_all.text_bytes,
                 "row_lengths": row_lengths,
             }
+            manifest |= settings.rules.described()
             write_json(folder / MANIFEST, manifest)
     return manifest

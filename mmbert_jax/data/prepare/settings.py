@@ -1,7 +1,8 @@
 """What decides the content of a corpus."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from mmbert_jax.data.prepare.rules import Rules
 from mmbert_jax.data.sources import Fields
 from mmbert_jax.places import Place
 
@@ -22,3 +23,4 @@ class Settings:
         4  # of each language at least, unless that is more than a quarter of what it has
     )
     shard_tokens: int = SHARD_TOKENS
+    rules: Rules = field(default_factory=Rules)

@@ -58,6 +58,7 @@ def tokenize(
       UserError: a bad record, with its place; a text that the tokeniser makes special tokens of.
     """
     decided_by = [describe_tokenizer(tokenizer), asdict(settings.fields), settings.held_out]
+    decided_by.append(settings.rules.described())
     names = name_pieces(pieces, decided_by)
     there = finished(folder)
     jobs = [
@@ -142,7 +143,7 @@ def _tokenize(
 ) -> Documents:
     """The documents of a batch of slice `number`; adds their keys, and counts those without text."""
     kept = []
-    for document in batch.documents:
+    for document in _rewritten(batch.documents, part):
         tokens = document.tokens
         if len(tokens) if tokens is not None else document.text and not document.text.isspace():
             kept.append(document)
@@ -171,6 +172,25 @@ def _tokenize(
             f"{'the tokeniser that made these tokens' if given else 'another tokeniser'}"
         )
     return Documents(columns, tokens)
+
+
+def _rewritten(documents: list[Document], part: Slice) -> list[Document]:
+    """The documents as the rules want their texts."""
+    rules = workers.settings().rules
+    if not rules.described():
+        return documents
+    found = []
+    for document in documents:
+        if document.tokens is not None:
+            raise UserError(
+                f"{record_place(part, document.number)}: holds tokens, not text, so it cannot be normalised; leave "
+                "--normalise out, or name the field with the text with --text_field"
+            )
+        text = rules.rewrite(document.text)
+        if text != document.text:
+            document = document._replace(text=text, utf8=text.encode())
+        found.append(document)
+    return found
 
 
 def _encode(documents: Sequence[Document]) -> tuple[np.ndarray, list[int]]:
