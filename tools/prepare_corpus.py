@@ -64,6 +64,12 @@ def parse_arguments() -> argparse.Namespace:
         help="bring texts into Unicode's form NFC, make every line ending \\n, and take control characters out",
     )
     parser.add_argument(
+        "--deduplicate",
+        choices=("exact",),
+        help="exact: of documents with the same text, as it is after --normalise, keep the first in order of the "
+        "inputs, whatever the language of the others",
+    )
+    parser.add_argument(
         "--tokenizer", required=True, help="a *.model or tokenizer.json, or its folder"
     )
     parser.add_argument(
@@ -161,6 +167,7 @@ def main() -> None:
         held_out_documents=args.held_out_documents,
         shard_tokens=args.shard_tokens,
         rules=Rules(normalise=args.normalise),
+        deduplicate=args.deduplicate == "exact",
     )
     start = time.monotonic()
     manifest = prepare_corpus(
@@ -177,6 +184,8 @@ def main() -> None:
         f"{output}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens in {seconds:.1f} s "
         f"({manifest['tokens'] / seconds:,.0f} tokens/s); {manifest['empty_documents']:,} empty documents left out"
     )
+    for reason, count in manifest.get("dropped_documents", {}).items():
+        print(f"  {count:>12,} documents dropped: {reason}")
     for length, splits in manifest["row_lengths"].items():
         for split, entry in splits.items():
             rows = sum(shard["rows"] for shard in entry["shards"])

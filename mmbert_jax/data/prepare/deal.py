@@ -8,7 +8,7 @@ import numpy as np
 from mmbert_jax.data.corpus import DOCUMENT_BITS, SPLITS
 from mmbert_jax.data.prepare.documents import COLUMNS, Documents, Size, place_of
 from mmbert_jax.data.prepare.hold_out import Share, Shares, total
-from mmbert_jax.data.prepare.parts import read_columns, read_documents
+from mmbert_jax.data.prepare.parts import read_columns, read_documents, read_kept
 from mmbert_jax.data.prepare.workers import Run
 from mmbert_jax.data.shards import SUFFIX
 from mmbert_jax.places import Place
@@ -143,7 +143,7 @@ def survey(
         of = place_of(columns["hash"]) * np.uint64(n) >> np.uint64(32)
         documents = np.searchsorted(of, np.arange(n + 1, dtype=np.uint64))
         tokens = np.concatenate([[0], np.cumsum(columns["length"])])[documents]
-        chosen = of_share(columns, share, moved)
+        chosen = of_share(folder, columns, share, moved)
         counts = [
             np.bincount(of[chosen].astype(np.int64), weights, n).astype(np.int64).tolist()
             for weights in (None, columns["length"][chosen], columns["text_bytes"][chosen])
@@ -153,11 +153,14 @@ def survey(
     return found
 
 
-def of_share(columns: np.ndarray, share: Share, moved: np.ndarray) -> np.ndarray:
-    """Which of a block's documents belong to a share, bool."""
+def of_share(
+    folder: Place, columns: np.ndarray, share: Share, moved: np.ndarray, first: int = 0
+) -> np.ndarray:
+    """Which of a block's documents, from one on, belong to a share, bool."""
+    kept = read_kept(folder, share.block, (first, first + len(columns)))
     if share.which == "all":
-        return np.ones(len(columns), bool)
-    return np.isin(columns["hash"], moved, invert=share.which == "rest")
+        return kept
+    return kept & np.isin(columns["hash"], moved, invert=share.which == "rest")
 
 
 def read_deal(deal: Deal, folder: Place, moved: np.ndarray) -> Documents:
@@ -171,8 +174,9 @@ def read_deal(deal: Deal, folder: Place, moved: np.ndarray) -> Documents:
     document = token = 0
     for cut in deal.cuts:
         found = read_documents(folder, cut.share.block, cut.documents, cut.tokens)
-        if cut.share.which != "all":
-            found = found.take(np.flatnonzero(of_share(found.columns, cut.share, moved)))
+        if cut.share.which != "all" or cut.share.block.kept is not None:
+            which = of_share(folder, found.columns, cut.share, moved, cut.documents[0])
+            found = found.take(np.flatnonzero(which))
         n, t = len(found.columns), len(found.tokens)
         columns[document : document + n] = found.columns
         tokens[token : token + t] = found.tokens

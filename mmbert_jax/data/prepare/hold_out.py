@@ -7,7 +7,7 @@ import numpy as np
 
 from mmbert_jax.data.corpus import SPLITS
 from mmbert_jax.data.prepare.documents import Size, size_of
-from mmbert_jax.data.prepare.parts import Block, Key, Part, read_columns
+from mmbert_jax.data.prepare.parts import Block, Key, Part, read_columns, read_kept
 from mmbert_jax.data.prepare.workers import Run
 from mmbert_jax.places import Place
 
@@ -25,11 +25,12 @@ Shares = dict[Key, list[Share]]  # of each (split, language), in order of the pa
 
 
 def shares_of(parts: list[Part]) -> Shares:
-    """What the parts hold, as the documents' hashes decided it."""
+    """What the parts hold that is kept, as the documents' hashes decided it."""
     found: Shares = {}
     for part in parts:
         for key, block in part.blocks.items():
-            found.setdefault(key, []).append(Share(block, "all", block.size))
+            size = block.size if block.kept is None else block.kept
+            found.setdefault(key, []).append(Share(block, "all", size))
     return found
 
 
@@ -92,7 +93,7 @@ def lowest_hashes(job: tuple[Place, tuple[Block, ...], int, int]) -> np.ndarray:
     folder, blocks, wanted, room = job
     texts, copies = np.empty(0, np.uint64), np.empty(0, np.int64)
     for block in blocks:
-        hashes = read_columns(folder, block)["hash"]
+        hashes = _kept_columns(folder, block)["hash"]
         texts, place = np.unique(np.concatenate([texts, hashes]), return_inverse=True)
         copies = np.bincount(place, np.concatenate([copies, np.ones(len(hashes), np.int64)]))
         texts, copies = texts[: 64 + 4 * wanted], copies[: 64 + 4 * wanted].astype(np.int64)
@@ -109,9 +110,13 @@ def moved_sizes(job: tuple[Place, tuple[Block, ...], np.ndarray]) -> list[Size]:
     folder, blocks, hashes = job
     found = []
     for block in blocks:
-        columns = read_columns(folder, block)
+        columns = _kept_columns(folder, block)
         found.append(size_of(columns[np.isin(columns["hash"], hashes)]))
     return found
+
+
+def _kept_columns(folder: Place, block: Block) -> np.ndarray:
+    return read_columns(folder, block)[read_kept(folder, block, (0, block.size.documents))]
 
 
 def leave_some_to_train_on(shares: Shares) -> Shares:

@@ -8,6 +8,8 @@ NAME.tokens: one block after another, each of one (split, language): COLUMNS [do
 documents in the order of `place_of` their hashes. So what is dealt out together lies together. A document's id is the
 number of its slice in the piece, above DOCUMENT_BITS, and its number in that slice.
 NAME.index, written last: JSON, see Part.
+NAME.kept: where duplicates are dropped, a byte for each document of NAME.tokens, 0 for what is dropped. It depends on
+all of the parts, and so is written in each run.
 """
 
 import hashlib
@@ -34,17 +36,27 @@ from mmbert_jax.places import Place, absolute, files_under, filesystem, is_remot
 
 Key = tuple[str, str]  # split, language
 _VERSION = 2
-_TOKENS, _INDEX = ".tokens", ".index"
-_OURS = re.compile(rf"[0-9a-f]{{32}}({_TOKENS}|{_INDEX})|corpus(/.*)?|\..*")
+_TOKENS, _INDEX, _KEPT = ".tokens", ".index", ".kept"
+_OURS = re.compile(rf"[0-9a-f]{{32}}({_TOKENS}|{_INDEX}|{_KEPT})|(corpus|duplicates)(/.*)?|\..*")
 
 
 @dataclass(frozen=True)
 class Block:
-    """The documents of one (split, language) in a part."""
+    """The documents of one (split, language) in a part.
+
+    Attributes:
+      part: its name.
+      offset: of its first byte.
+      size: of what is there.
+      kept: of what is there without what is dropped; None where nothing is.
+      kept_at: where its documents begin among those of the part.
+    """
 
     part: str
     offset: int
     size: Size
+    kept: Size | None = None
+    kept_at: int = 0
 
 
 @dataclass(frozen=True)
@@ -240,8 +252,23 @@ def first_ids(pieces: Sequence[Piece], parts: Iterable[Part]) -> dict[str, np.nd
     return found
 
 
+def write_kept(folder: Place, name: str, kept: np.ndarray) -> None:
+    """Writes which documents of a part are kept, bool [documents], in order of its blocks."""
+    with atomic_file(folder / f"{name}{_KEPT}", "wb") as file:
+        file.write(kept.tobytes())
+
+
+def read_kept(folder: Place, block: Block, documents: tuple[int, int]) -> np.ndarray:
+    """Which of a range of a block's documents are kept, bool."""
+    first, last = documents
+    if block.kept is None:
+        return np.ones(last - first, bool)
+    path = folder / f"{block.part}{_KEPT}"
+    return np.frombuffer(read_range(path, block.kept_at + first, last - first), bool)
+
+
 def read_columns(folder: Place, block: Block) -> np.ndarray:
-    """COLUMNS [documents] of a block."""
+    """COLUMNS [documents] of a block, of those that are dropped, too."""
     return _read(folder, block, block.offset, block.size.documents, COLUMNS)
 
 
@@ -257,16 +284,19 @@ def read_documents(
 
 def _read(folder: Place, block: Block, at: int, n: int, dtype: np.dtype) -> np.ndarray:
     path = folder / f"{block.part}{_TOKENS}"
+    what = "remove it and the .index beside it, and start again"
+    return np.frombuffer(read_range(path, at, n * dtype.itemsize, what), dtype)
+
+
+def read_range(path: Place, at: int, n: int, what_to_do: str = "start again") -> bytes:
+    """n bytes of a file; UserError where it has fewer."""
     with naming(path):
-        data = _range(path, at, n * dtype.itemsize)
-    if len(data) != n * dtype.itemsize:
-        raise UserError(f"{path} is truncated; remove it and the .index beside it, and start again")
-    return np.frombuffer(data, dtype)
-
-
-def _range(path: Place, at: int, n: int) -> bytes:
-    if is_remote(path):
-        return buckets.read_range(path, at, at + n)
-    with path.open("rb") as file:
-        file.seek(at)
-        return file.read(n)
+        if is_remote(path):
+            data = buckets.read_range(path, at, at + n) if n else b""
+        else:
+            with path.open("rb") as file:
+                file.seek(at)
+                data = file.read(n)
+    if len(data) != n:
+        raise UserError(f"{path} is truncated; {what_to_do}")
+    return data

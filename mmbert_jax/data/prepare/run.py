@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from mmbert_jax.data.corpus import FORMAT, MANIFEST, VERSION, Manifest
 from mmbert_jax.data.prepare.deal import deal, plan, shard_limit
+from mmbert_jax.data.prepare.duplicates import drop_duplicates
 from mmbert_jax.data.prepare.hold_out import (
     hold_out_enough,
     leave_some_to_train_on,
@@ -73,13 +74,17 @@ def prepare_corpus(
         if faults.counts:
             print(f"records that were passed over:\n{faults.table()}", file=sys.stderr)
         empty = check_documents(parts, inputs)
+        ids = first_ids(pieces, parts)
+        dropped = {}
+        if settings.deduplicate:
+            parts, dropped["duplicate"] = drop_duplicates(parts, ids, run, parts_in)
         shares = shares_of(parts)
         of_all = total([share for of_key in shares.values() for share in of_key])
         least = settings.held_out_documents if settings.held_out else 0
         shares, moved = hold_out_enough(shares, least, run, parts_in)
         shares = leave_some_to_train_on(shares)
         limit = shard_limit([of_all], settings.shard_tokens)
-        deals = deal(shares, moved, first_ids(pieces, parts), limit, run, parts_in)
+        deals = deal(shares, moved, ids, limit, run, parts_in)
         with corpus_folder(output, parts_in / "corpus") as folder:
             jobs = plan(deals, limit, parts_in, moved, folder)
             row_lengths = pack(jobs, settings, run)
@@ -100,5 +105,7 @@ def prepare_corpus(
                 "row_lengths": row_lengths,
             }
             manifest |= settings.rules.described()
+            if dropped:
+                manifest["dropped_documents"] = dropped
             write_json(folder / MANIFEST, manifest)
     return manifest

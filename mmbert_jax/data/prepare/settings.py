@@ -24,3 +24,4 @@ class Settings:
     )
     shard_tokens: int = SHARD_TOKENS
     rules: Rules = field(default_factory=Rules)
+    deduplicate: bool = False  # whether of equal texts all but the first are dropped
