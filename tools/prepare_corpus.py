@@ -64,6 +64,19 @@ def parse_arguments() -> argparse.Namespace:
         help="bring texts into Unicode's form NFC, make every line ending \\n, and take control characters out",
     )
     parser.add_argument(
+        "--min_characters",
+        type=int,
+        metavar="N",
+        help="drop shorter texts, by Unicode's characters",
+    )
+    parser.add_argument("--max_characters", type=int, metavar="N", help="drop longer texts")
+    parser.add_argument(
+        "--drop_repetitive",
+        action="store_true",
+        help="drop texts of which lines, paragraphs or sequences of words repeat themselves beyond the limits of "
+        "Gopher (Rae et al. 2021, table A1); of scripts without spaces sequences of characters",
+    )
+    parser.add_argument(
         "--deduplicate",
         choices=("exact",),
         help="exact: of documents with the same text, as it is after --normalise, keep the first in order of the "
@@ -140,6 +153,12 @@ def main() -> None:
         ("held_out", 0 <= args.held_out < 1, "at least 0 and below 1"),
         ("held_out_documents", args.held_out_documents >= 0, "at least 0"),
         ("workers", args.workers >= 1, "at least 1"),
+        ("min_characters", args.min_characters is None or args.min_characters >= 1, "at least 1"),
+        (
+            "max_characters",
+            args.max_characters is None or args.max_characters >= (args.min_characters or 1),
+            "at least 1, and --min_characters",
+        ),
         ("shard_tokens", args.shard_tokens >= max(args.row_length), "at least a row"),
     ):
         if not valid:
@@ -166,7 +185,7 @@ def main() -> None:
         held_out=args.held_out,
         held_out_documents=args.held_out_documents,
         shard_tokens=args.shard_tokens,
-        rules=Rules(normalise=args.normalise),
+        rules=Rules(args.normalise, args.min_characters, args.max_characters, args.drop_repetitive),
         deduplicate=args.deduplicate == "exact",
     )
     start = time.monotonic()

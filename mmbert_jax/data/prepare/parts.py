@@ -66,12 +66,14 @@ class Counts:
     Attributes:
       records: of each slice of the piece, how many it has, with those that are no documents.
       empty: language -> documents without text, which are left out.
+      dropped: language -> why -> documents that the rules drop.
       faults: of records that were passed over.
       bytes_read: of the inputs as they are stored.
     """
 
     records: tuple[int, ...]
     empty: dict[str, int]
+    dropped: dict[str, dict[str, int]]
     faults: Faults
     bytes_read: int
 
@@ -223,6 +225,7 @@ def read_part(folder: Place, name: str) -> Part:
             Counts(
                 tuple(value["records"]),
                 value["empty"],
+                value["dropped"],
                 Faults(**value["faults"]),
                 value["bytes_read"],
             ),

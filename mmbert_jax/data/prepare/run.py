@@ -21,7 +21,7 @@ from mmbert_jax.data.prepare.output import (
 from mmbert_jax.data.prepare.pack import pack
 from mmbert_jax.data.prepare.parts import first_ids, kept_parts, parts_folder
 from mmbert_jax.data.prepare.settings import Settings
-from mmbert_jax.data.prepare.tokenise import check_documents, tokenize
+from mmbert_jax.data.prepare.tokenise import check_documents, sum_dropped, tokenize
 from mmbert_jax.data.prepare.workers import Engine, run_jobs
 from mmbert_jax.data.sources import Faults, Input, split
 from mmbert_jax.data.tokenizer import load_tokenizer
@@ -75,10 +75,17 @@ def prepare_corpus(
             print(f"records that were passed over:\n{faults.table()}", file=sys.stderr)
         empty = check_documents(parts, inputs)
         ids = first_ids(pieces, parts)
-        dropped = {}
+        dropped = sum_dropped(parts)
+        languages = {language for part in parts for language in part.counts.dropped}
+        languages |= {language for part in parts for _, language in part.blocks}
         if settings.deduplicate:
             parts, dropped["duplicate"] = drop_duplicates(parts, ids, run, parts_in)
         shares = shares_of(parts)
+        if gone := languages - {language for _, language in shares}:
+            print(
+                f"all documents are dropped of {len(gone)} languages: {', '.join(sorted(gone))}",
+                file=sys.stderr,
+            )
         of_all = total([share for of_key in shares.values() for share in of_key])
         least = settings.held_out_documents if settings.held_out else 0
         shares, moved = hold_out_enough(shares, least, run, parts_in)
@@ -106,6 +113,6 @@ def prepare_corpus(
             }
             manifest |= settings.rules.described()
             if dropped:
-                manifest["dropped_documents"] = dropped
+                manifest["dropped_documents"] = dict(sorted(dropped.items()))
             write_json(folder / MANIFEST, manifest)
     return manifest

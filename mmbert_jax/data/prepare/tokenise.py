@@ -95,10 +95,14 @@ def check_documents(parts: Sequence[Part], inputs: Sequence[Input]) -> int:
       UserError: there is no document, or a language of which no document has text.
     """
     empty: Counter[str] = Counter()
-    languages = set()
+    languages, dropped = set(), set()
     for part in parts:
         empty.update(part.counts.empty)
         languages |= {language for _, language in part.blocks}
+        dropped |= part.counts.dropped.keys()
+    if dropped and not languages:
+        raise UserError(f"{inputs[0].path}: the filters leave no document; loosen them")
+    languages |= dropped
     for language in sorted(empty.keys() - languages):
         raise UserError(
             f"language {language!r}: all of its {empty[language]} documents are empty; "
@@ -107,6 +111,15 @@ def check_documents(parts: Sequence[Part], inputs: Sequence[Input]) -> int:
     if not languages:
         raise UserError(f"{inputs[0].path}: no documents; check --input")
     return empty.total()
+
+
+def sum_dropped(parts: Sequence[Part]) -> Counter[str]:
+    """Why documents were dropped -> how many."""
+    found: Counter[str] = Counter()
+    for part in parts:
+        for reasons in part.counts.dropped.values():
+            found.update(reasons)
+    return found
 
 
 def tokenize_piece(job: _Job) -> Part:
@@ -119,13 +132,14 @@ def tokenize_piece(job: _Job) -> Part:
     keys: list[Key] = []
     columns, tokens = [np.empty(0, COLUMNS)], [np.empty(0, np.uint32)]
     empty: Counter[str] = Counter()
+    dropped: dict[str, Counter[str]] = {}
     records, bytes_read, faults = [], 0, Faults()
     special = workers.special()
     fields = replace(workers.settings().fields, ends=(special.bos, special.eos))
     for number, part in enumerate(job.piece):
         counted = 0
         for batch in read_slice(part, fields):
-            found = _tokenize(batch, part, number, keys, empty)
+            found = _tokenize(batch, part, number, keys, empty, dropped)
             columns.append(found.columns)
             tokens.append(found.tokens)
             counted = batch.records
@@ -134,21 +148,32 @@ def tokenize_piece(job: _Job) -> Part:
         records.append(counted)
     documents = Documents(np.concatenate(columns), np.concatenate(tokens))
     del columns, tokens
-    counts = Counts(tuple(records), dict(empty), faults, bytes_read)
+    counts = Counts(
+        tuple(records), dict(empty), {x: dict(y) for x, y in dropped.items()}, faults, bytes_read
+    )
     return write_part(job.folder, job.name, keys, documents, counts)
 
 
 def _tokenize(
-    batch: Batch, part: Slice, number: int, keys: list[Key], empty: Counter[str]
+    batch: Batch,
+    part: Slice,
+    number: int,
+    keys: list[Key],
+    empty: Counter[str],
+    dropped: dict[str, Counter[str]],
 ) -> Documents:
-    """The documents of a batch of slice `number`; adds their keys, and counts those without text."""
+    """The documents of a batch of slice `number`; adds their keys, and counts those that are left out."""
     kept = []
+    rules = workers.settings().rules
     for document in _rewritten(batch.documents, part):
         tokens = document.tokens
-        if len(tokens) if tokens is not None else document.text and not document.text.isspace():
-            kept.append(document)
-        else:
+        text = document.text
+        if not (len(tokens) if tokens is not None else text and not text.isspace()):
             empty[document.language] += 1
+        elif tokens is None and (why := rules.reason_to_drop(text)):
+            dropped.setdefault(document.language, Counter())[why] += 1
+        else:
+            kept.append(document)
     digests = b"".join(hashlib.blake2b(x.utf8, digest_size=8).digest() for x in kept)
     hashes = np.frombuffer(digests, "<u8")
     held = (hashes >> np.uint64(32)) < workers.settings().held_out * 2**32
@@ -183,8 +208,8 @@ def _rewritten(documents: list[Document], part: Slice) -> list[Document]:
     for document in documents:
         if document.tokens is not None:
             raise UserError(
-                f"{record_place(part, document.number)}: holds tokens, not text, so it cannot be normalised; leave "
-                "--normalise out, or name the field with the text with --text_field"
+                f"{record_place(part, document.number)}: holds tokens, no text, and can be neither normalised nor "
+                "filtered; leave these options out, or name the field with the text with --text_field"
             )
         text = rules.rewrite(document.text)
         if text != document.text:
