@@ -5,7 +5,7 @@
 # is pytest's, or the style check's where the tests pass.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
-bash tools/setup_env.sh demo hf ray test || exit 1
+bash tools/setup_env.sh dedup demo hf ray test || exit 1
 bash tools/setup_peers.sh &
 peers=$!
 bash tools/setup_env.sh aot

@@ -1,14 +1,15 @@
 """How much of a text repeats itself: the measures and limits of table A1 of Rae et al. 2021 (arXiv:2112.11446).
 
 They are meant for words. Where most of a text is in a script that has no spaces, n words are n times so many characters
-that as many pages of a manual are above a limit in Chinese, Japanese and Khmer as in its other languages; Tibetan's
-words are its syllables. datatrove's filter, which has the same measures and limits, takes its words from spaCy, jieba,
-TensorFlow and a dozen others.
+(words.py), from wherever they begin. datatrove's filter, which has the same measures and limits, takes its words from
+spaCy, jieba, TensorFlow and a dozen others. Unlike there, what is there once is no repetition, in however short a text.
 """
 
 import re
 
 import numpy as np
+
+from mmbert_jax.data.prepare.words import characters_of_word, code_points, split_words
 
 # (words, share of the characters)
 TOP_N_GRAMS = ((2, 0.2), (3, 0.18), (4, 0.16))
@@ -17,18 +18,6 @@ DUPLICATE_N_GRAMS = ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10,
 DUPLICATES, DUPLICATE_CHARACTERS = 0.3, 0.2
 
 _PARAGRAPHS, _LINES = re.compile(r"\n{2,}"), re.compile(r"\n+")
-# Tibetan's tshegs, and Ethiopic's space.
-_SEPARATORS = "\u0f0b\u0f0c\u1361"
-# Characters for a word, and the blocks of scripts without spaces: kana, Han and Yi; Thai and Lao, Burmese, Khmer, Tai
-# Le and New Tai Lue, Tai Tham, Balinese, Javanese, Tai Viet.
-_WITHOUT_SPACES = (
-    (3, "3040-30ff 3400-4dbf 4e00-9fff a000-a4cf f900-faff 20000-3ffff"),
-    (5, "0e00-0eff 1000-109f 1780-17ff 1950-19df 1a20-1aaf 1b00-1b7f a980-a9df aa60-aadf"),
-)
-_BLOCKS = [
-    (characters, [[int(x, 16) for x in block.split("-")] for block in blocks.split()])
-    for characters, blocks in _WITHOUT_SPACES
-]
 # Odd, so that no bit of an n-gram is lost in its hash.
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
@@ -74,18 +63,11 @@ def _duplicates(found: list[str]) -> tuple[int, int]:
 
 def _words(text: str) -> tuple[np.ndarray, np.ndarray, int, int]:
     """Of each word a number and its length, uint64 and int [n]; how many make a word; characters between two."""
-    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    if points.max() >= 0x0E00:
-        counts = [
-            sum(np.count_nonzero((points >= a) & (points <= b)) for a, b in blocks)
-            for _, blocks in _BLOCKS
-        ]
-        if 2 * sum(counts) > np.count_nonzero(points > 0x20):
-            step = _BLOCKS[int(counts[1] > counts[0])][0]
-            return points.astype(np.uint64), np.ones(len(points), int), step, 0
-        for separator in _SEPARATORS:
-            text = text.replace(separator, " ")
-    words = text.split()
+    points = code_points(text)
+    characters = characters_of_word(points)
+    if characters:
+        return points.astype(np.uint64), np.ones(len(points), int), characters, 0
+    words = split_words(text)
     numbers = {word: i for i, word in enumerate(dict.fromkeys(words), 1)}
     ids = np.fromiter(map(numbers.__getitem__, words), np.uint64, len(words))
     return ids, np.fromiter(map(len, words), int, len(words)), 1, 1

@@ -62,11 +62,11 @@ def begin(given: Settings, special: SpecialIds) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def _start_worker(given: Settings, special: SpecialIds) -> None:
+def _start_worker(start: Callable[..., None], state: tuple[Any, ...]) -> None:
     # Ctrl-C reaches the whole group of processes; the parent alone decides what follows.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    begin(given, special)
+    start(*state)
 
 
 def _end_with_parent() -> None:
@@ -85,18 +85,19 @@ def run_jobs(engine: Engine, given: Settings, special: SpecialIds) -> Iterator[R
         with ray_jobs(engine, begin, (given, special)) as run:
             yield run
     else:
-        with _pool_jobs(engine, given, special) as run:
+        with pool_jobs(engine, begin, (given, special)) as run:
             yield run
 
 
 @contextmanager
-def _pool_jobs(workers: int, given: Settings, special: SpecialIds) -> Iterator[Run]:
+def pool_jobs(workers: int, start: Callable[..., None], state: tuple[Any, ...]) -> Iterator[Run]:
+    """Gives `run` as `run_jobs` does, with processes of this machine, each of which calls `start(*state)` first."""
     # Not fork: a tokeniser's threads would be lost in the copy.
     pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_start_worker,
-        initargs=(given, special),
+        initargs=(start, state),
     )
 
     def run(function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
