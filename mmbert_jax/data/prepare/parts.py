@@ -295,7 +295,7 @@ def read_range(path: Place, at: int, n: int, what_to_do: str = "start again") ->
     """n bytes of a file; UserError where it has fewer."""
     with naming(path):
         if is_remote(path):
-            data = buckets.read_range(path, at, at + n) if n else b""
+            data = buckets.read_range(path, at, at + n)
         else:
             with path.open("rb") as file:
                 file.seek(at)

@@ -13,7 +13,7 @@ from prepared import OPTIONS, content, read_rows, to_jsonl
 from mmbert_jax.data.corpus import locate_document
 from mmbert_jax.data.prepare import Settings, duplicates, prepare_corpus
 from mmbert_jax.data.sources import Fields, find_inputs
-from mmbert_jax.places import place
+from mmbert_jax.places import files_under, place
 
 OPTIONS = (*OPTIONS[:-1], 3)  # some documents are moved to the held-out ones afterwards
 
@@ -85,6 +85,18 @@ def test_the_number_of_processes_changes_no_byte(planted, deduplicated, prepare,
     assert done.returncode == 0, done.stderr
     assert content(tmp_path / "c") == content(deduplicated[0])
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize("store", ["gs_bucket", "s3_bucket"])
+def test_in_a_bucket_the_bytes_are_the_same(request, planted, deduplicated, prepare, store):
+    """What is compared lies there, too, and is gone afterwards."""
+    bucket = place(request.getfixturevalue(store))
+    text = ("--input", planted[0], "--deduplicate", "exact")
+    done = prepare(bucket / "c", *text, *OPTIONS, workers=2)
+    assert done.returncode == 0, done.stderr
+    for path in deduplicated[0].glob("*.npy"):
+        assert (bucket / "c" / path.name).read_bytes() == path.read_bytes()
+    assert {path.relative_to(bucket).parts[0] for path in files_under(bucket)} == {"c"}
 
 
 def test_the_same_text_twice_gives_the_same_bytes(deduplicated, planted, prepare, tmp_path):
