@@ -1,8 +1,9 @@
 """Text to a corpus: `prepare_corpus`, in stages of which each is a loop over independent jobs.
 
 1. Pieces of the input are tokenised, each to a part: a file of documents in order of (split, language) and of their
-   hashes, and its index (tokenise.py, parts.py). Of a language that has hardly any held-out documents then, the ones
-   with the lowest hashes are held out besides (hold_out.py).
+   hashes, and its index (tokenise.py, parts.py). On request texts are rewritten and filtered before (rules.py), and all
+   but the first of equal texts dropped after (duplicates.py). Of a language that has hardly any held-out documents
+   then, the ones with the lowest hashes are held out besides (hold_out.py).
 2. Shards are packed: one shard takes several small languages, or a share, dealt out by hash, of a large one (deal.py,
    pack.py). A document's hash decides its split and its place among the others, so that the corpus is the same whatever
    the number of processes, and equal texts are on the same side of the split.

@@ -21,10 +21,11 @@ def cluster():
 
 def test_a_node_that_is_lost_changes_no_byte(tmp_path, cluster, model, prepare):
     texts = [("de", f"{i} " + "Wort " * 200) for i in range(12_000)]
-    (tmp_path / "text.jsonl").write_bytes(to_jsonl(texts))
+    (tmp_path / "text.jsonl").write_bytes(to_jsonl(texts + texts[:500]))
     address, process = cluster
     parts = tmp_path / "out" / "c.parts"
-    command = ("--input", tmp_path / "text.jsonl", "--ray", address)
+    text = ("--input", tmp_path / "text.jsonl", "--deduplicate", "exact")
+    command = (*text, "--ray", address)
     with ThreadPoolExecutor() as pool:
         done = pool.submit(prepare, tmp_path / "out" / "c", *command)
         while not list(parts.glob("*.index")):
@@ -33,7 +34,7 @@ def test_a_node_that_is_lost_changes_no_byte(tmp_path, cluster, model, prepare):
         process.stdin.write("lose a node\n")
         process.stdin.flush()
         assert done.result().returncode == 0, done.result().stderr
-    assert prepare(tmp_path / "c", "--input", tmp_path / "text.jsonl").returncode == 0
+    assert prepare(tmp_path / "c", *text).returncode == 0
     assert content(tmp_path / "out" / "c") == content(tmp_path / "c")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["c"]
 
