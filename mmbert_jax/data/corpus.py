@@ -16,6 +16,7 @@ data/tokenizer_identity.py.
 """
 
 import json
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ READ_VERSIONS = (1, 2)
 MANIFEST = "manifest.json"
 SPLITS = ("train", "held_out")
 DOCUMENT_BITS = 40
+_HEADER = struct.Struct("<II")
 
 Manifest = dict[str, Any]
 
@@ -59,13 +61,13 @@ def encode_row(tokens: np.ndarray, segment_ends: np.ndarray, document_ids: np.nd
 
 def trained_part(record: bytes) -> bytes:
     """A record without its document ids: where the texts lay when they were prepared decides nothing in training."""
-    tokens, segments = np.frombuffer(record, "<u4", 2).tolist()
+    tokens, segments = _HEADER.unpack_from(record)
     return record[: 8 + 4 * (tokens + segments)]
 
 
 def decode_row(record: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(tokens uint32 [n], segment_ends uint32 [s], document_ids uint64 [s]) of one record, read-only views of it."""
-    tokens, segments = np.frombuffer(record, "<u4", 2).tolist() if len(record) >= 8 else (0, -1)
+    tokens, segments = _HEADER.unpack_from(record) if len(record) >= _HEADER.size else (0, -1)
     if len(record) != 8 + 4 * tokens + 12 * segments:
         raise UserError(
             f"a record of {len(record)} bytes is not a packed row: prepare the corpus again"
@@ -88,19 +90,27 @@ def rows_to_arrays(
       rows: tokens [n] and segment ends [s] of each, exclusive, cumulative, none twice; both empty for a row of padding.
       pad: the id that stands in the padding.
     """
-    tokens = np.full((len(rows), row_length), pad, np.int32)
-    begins = np.zeros((len(rows), row_length + 1), bool)
-    lengths = np.array([len(of_row) for of_row, _ in rows], np.int64)[:, None]
-    for i, (of_row, ends) in enumerate(rows):
-        if len(of_row):
-            tokens[i, : len(of_row)] = of_row
-            begins[i, 0] = begins[i, ends] = True
-    begins = begins[:, :-1]  # without the one that would follow a full row
-    column = np.arange(row_length, dtype=np.int32)
-    inside = column < lengths
-    segment_ids = np.cumsum(begins, axis=1, dtype=np.int32)
-    positions = column - np.maximum.accumulate(np.where(begins, column, 0), axis=1)
-    return {"tokens": tokens, "segment_ids": segment_ids * inside, "positions": positions * inside}
+    shape = len(rows), row_length
+    tokens = np.empty(shape, np.int32)
+    for i, (of_row, _) in enumerate(rows):
+        tokens[i, : len(of_row)] = of_row
+        tokens[i, len(of_row) :] = pad
+    # Every segment's number, first column and length, and behind each row's those of its padding, which may be none.
+    segments = np.array([len(ends) for _, ends in rows], np.int64)
+    row_ends = np.cumsum(segments)
+    used = np.array([len(of_row) for of_row, _ in rows], np.int64)
+    stop = np.concatenate([np.empty(0, np.int64), *(ends for _, ends in rows)])
+    start = np.concatenate([[0], stop[:-1]])[: len(stop)]
+    start[(row_ends - segments)[segments > 0]] = 0
+    number = np.arange(1, len(stop) + 1) - np.repeat(row_ends - segments, segments)
+    lengths = np.insert(stop - start, row_ends, row_length - used)
+    number = np.insert(number, row_ends, 0).astype(np.int32)
+    start = np.insert(start, row_ends, used).astype(np.int32)
+    segment_ids = np.repeat(number, lengths).reshape(shape)
+    positions = np.arange(row_length, dtype=np.int32) - np.repeat(start, lengths).reshape(shape)
+    for i in np.flatnonzero(used < row_length).tolist():
+        positions[i, used[i] :] = 0
+    return {"tokens": tokens, "segment_ids": segment_ids, "positions": positions}
 
 
 def read_manifest(corpus_dir: str | Place) -> Manifest:
