@@ -92,24 +92,27 @@ def rows_to_arrays(
     """
     shape = len(rows), row_length
     tokens = np.empty(shape, np.int32)
-    for i, (of_row, _) in enumerate(rows):
-        tokens[i, : len(of_row)] = of_row
-        tokens[i, len(of_row) :] = pad
-    # Every segment's number, first column and length, and behind each row's those of its padding, which may be none.
-    segments = np.array([len(ends) for _, ends in rows], np.int64)
-    row_ends = np.cumsum(segments)
-    used = np.array([len(of_row) for of_row, _ in rows], np.int64)
+    # What changes from one column to the next, to be summed up along the rows.
+    segment_ids, positions = np.zeros(shape, np.int32), np.ones(shape, np.int32)
+    segment_ids[:, 0], positions[:, 0] = 1, 0
+    count = np.array([len(ends) for _, ends in rows], np.int64)
     stop = np.concatenate([np.empty(0, np.int64), *(ends for _, ends in rows)])
-    start = np.concatenate([[0], stop[:-1]])[: len(stop)]
-    start[(row_ends - segments)[segments > 0]] = 0
-    number = np.arange(1, len(stop) + 1) - np.repeat(row_ends - segments, segments)
-    lengths = np.insert(stop - start, row_ends, row_length - used)
-    number = np.insert(number, row_ends, 0).astype(np.int32)
-    start = np.insert(start, row_ends, used).astype(np.int32)
-    segment_ids = np.repeat(number, lengths).reshape(shape)
-    positions = np.arange(row_length, dtype=np.int32) - np.repeat(start, lengths).reshape(shape)
-    for i in np.flatnonzero(used < row_length).tolist():
-        positions[i, used[i] :] = 0
+    length = np.diff(stop, prepend=0)
+    last = np.cumsum(count)[count > 0] - 1  # of each row's segments
+    length[last[:-1] + 1] = stop[last[:-1] + 1]
+    first_column = np.repeat(np.arange(len(rows)) * row_length, count)
+    followed = np.ones(len(stop), bool)
+    followed[last] = False
+    start = (first_column + stop)[followed]
+    segment_ids.reshape(-1)[start] = 1
+    positions.reshape(-1)[start] = 1 - length[followed]
+    np.cumsum(segment_ids, axis=1, out=segment_ids)
+    np.cumsum(positions, axis=1, out=positions)
+    for i, (of_row, _) in enumerate(rows):
+        used = len(of_row)
+        tokens[i, :used] = of_row
+        if used < row_length:
+            tokens[i, used:], segment_ids[i, used:], positions[i, used:] = pad, 0, 0
     return {"tokens": tokens, "segment_ids": segment_ids, "positions": positions}
 
 
