@@ -18,6 +18,9 @@ SHARDS_TO_SHARE = 64
 LEAST_SHARED = 1 << 20  # tokens
 # What a process packs at a time, at 8 bytes of memory a token: a large language comes into a shard in several parts.
 PART_TOKENS = 1 << 25
+# Every deal reads its range of hashes of every part. So that there are not as many requests as parts times parts, so
+# many neighbouring tokens of a language are dealt by themselves; the order of training mixes all rows in any case.
+DEALT_TOGETHER = 1 << 31
 # Blocks of which one job looks at the hashes.
 _SURVEYED = 64
 _SHIFT, _NUMBER = np.uint64(DOCUMENT_BITS), np.uint64((1 << DOCUMENT_BITS) - 1)
@@ -86,27 +89,28 @@ def deal(
 ) -> dict[str, list[Deal]]:
     """Deals of about PART_TOKENS at most, or of a smaller shard's, by split, in order of their languages."""
     part_tokens = min(shard_tokens, PART_TOKENS)
-    keys = sorted(shares)
-    counts = {key: -(-total(shares[key]).tokens // part_tokens) for key in keys}
+    dealt = [
+        (key, together, -(-total(together).tokens // part_tokens))
+        for key in sorted(shares)
+        for together in _neighbours(shares[key])
+    ]
     jobs = [
-        (folder, tuple(shares[key][i : i + _SURVEYED]), moved, counts[key])
-        for key in keys
-        if counts[key] > 1
-        for i in range(0, len(shares[key]), _SURVEYED)
+        (folder, tuple(together[i : i + _SURVEYED]), moved, n)
+        for _, together, n in dealt
+        if n > 1
+        for i in range(0, len(together), _SURVEYED)
     ]
     surveyed = run(survey, jobs)
     deals: dict[str, list[Deal]] = {split: [] for split in SPLITS}
-    for key in keys:
-        of_key, n = shares[key], counts[key]
-        split, language = key
+    for (split, language), together, n in dealt:
         if n <= 1:
-            cuts = tuple(_whole(share, first_ids[share.block.part]) for share in of_key)
-            deals[split].append(Deal(language, cuts, total(of_key)))
+            cuts = tuple(_whole(share, first_ids[share.block.part]) for share in together)
+            deals[split].append(Deal(language, cuts, total(together)))
             continue
         found: list[list[Cut]] = [[] for _ in range(n)]
         sizes = [Size() for _ in range(n)]
-        bounds = (x for _ in range(0, len(of_key), _SURVEYED) for x in next(surveyed))
-        for share, (documents, tokens, of_share) in zip(of_key, bounds, strict=True):
+        bounds = (x for _ in range(0, len(together), _SURVEYED) for x in next(surveyed))
+        for share, (documents, tokens, of_share) in zip(together, bounds, strict=True):
             for i in range(n):
                 if of_share[i].documents:
                     cut = Cut(
@@ -121,6 +125,19 @@ def deal(
             Deal(language, tuple(found[i]), sizes[i]) for i in range(n) if sizes[i].documents
         ]
     return deals
+
+
+def _neighbours(shares: list[Share]) -> list[list[Share]]:
+    """The shares of a language in runs of DEALT_TOGETHER tokens or little more."""
+    found: list[list[Share]] = []
+    tokens = DEALT_TOGETHER
+    for share in shares:
+        if tokens >= DEALT_TOGETHER:
+            found.append([])
+            tokens = 0
+        found[-1].append(share)
+        tokens += share.size.tokens
+    return found
 
 
 def _whole(share: Share, first_ids: np.ndarray) -> Cut:

@@ -15,7 +15,7 @@ from mmbert_jax.data import prepare as preparation
 from mmbert_jax.data import tokenizer_identity
 from mmbert_jax.data.corpus import rows_source
 from mmbert_jax.data.prepare import deal, pack
-from mmbert_jax.data.sources import Fields, find_inputs
+from mmbert_jax.data.sources import Fields, find_inputs, pieces
 
 # --- what is in a corpus ---
 
@@ -137,6 +137,31 @@ def test_rows_are_in_random_order(corpus):
     ids = [found[0] for _, found in read_rows(corpus[0], 64, "train")]
     assert ids != sorted(ids)
     assert np.mean(np.diff(ids) > 0) < 0.7
+
+
+def test_a_large_language_is_dealt_in_runs_of_parts(tmp_path, corpus, records, model, monkeypatch):
+    """A deal reads of few parts, however many the language has; every document is there once."""
+    read_of = []
+    read = pack.read_deal
+    monkeypatch.setattr(
+        pack,
+        "read_deal",
+        lambda dealt, *rest: read_of.append(dealt) or read(dealt, *rest),
+    )
+    monkeypatch.setattr(pieces, "LEAST", 4000)
+    monkeypatch.setattr(deal, "PART_TOKENS", 500)
+    monkeypatch.setattr(deal, "DEALT_TOGETHER", 2000)
+    settings = preparation.Settings(model, Fields(), (64,), held_out=0.0)
+    inputs, _ = find_inputs([corpus[1]], None)
+    preparation.prepare_corpus(inputs, settings, tmp_path / "c", 1, "test")
+    parts_of = {}
+    for dealt in read_of:
+        parts = {cut.share.block.part for cut in dealt.cuts}
+        parts_of.setdefault(dealt.language, []).append(parts)
+    large = max(parts_of.values(), key=lambda found: len(set.union(*found)))
+    assert max(map(len, large)) < len(set.union(*large)) / 2
+    found = sorted(i for _, ids in read_rows(tmp_path / "c", 64, "train") for i in set(ids))
+    assert set(found) == {i for i, (_, text) in enumerate(records, 1) if text.strip()}
 
 
 def test_a_shard_takes_many_parts_of_a_language(tmp_path, corpus, records, model, monkeypatch):
