@@ -3,6 +3,7 @@
 import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,25 +12,32 @@ from mmbert_jax.data.sources import parquet, tfds
 from mmbert_jax.data.sources.datasets import find_mds, find_tfds
 from mmbert_jax.data.sources.decompress import (
     COMPRESSION_SUFFIXES,
+    buffered,
+    found_compression,
+    is_named_compressed,
     open_decompressed,
     readable,
 )
 from mmbert_jax.data.sources.inputs import Input
 from mmbert_jax.data.sources.languages import check_pattern, path_language
+from mmbert_jax.data.sources.lines import BYTE_ORDER_MARK
 from mmbert_jax.data.sources.listing import Found, Listing, list_files, one_file
+from mmbert_jax.data.sources.pieces import LEAST
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import read_json
 from mmbert_jax.places import Place, place
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
-READABLE = "*.jsonl, *.jsonl.gz, *.jsonl.zst, *.parquet, *.txt, or a folder of MDS or TFDS"
+READABLE = "*.jsonl, *.jsonl.gz (.zst, .bz2, .xz), *.parquet, *.txt, or a folder of MDS or TFDS"
 # FineWeb2 keeps beside each language what its filters took out.
 _REMOVED = "_removed"
 # Files that this project writes and that have the endings of text; whole folders are told by what is in them.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-_ALL_COMPRESSIONS = (".gz", ".zst", ".zstd", ".bz2", ".xz", ".lz4", ".zip")
+_ALL_COMPRESSIONS = (*COMPRESSION_SUFFIXES[1:], ".lz4", ".zip")
 # Kinds, links and doubles are named up to so many.
 _SHOWN = 6
+# Files that are looked into at the same time, each of which waits for a store's answer.
+_AT_ONCE = 32
 
 
 def find_inputs(
@@ -97,7 +105,25 @@ def find_inputs(
                 again.append(f"{first} is named twice, read once")
             else:
                 again.append(f"{file.path} is the same file as {first}, read once")
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        inputs = list(pool.map(_looked_into, inputs))
     return inputs, notes + _some(again)
+
+
+def _looked_into(source: Input) -> Input:
+    """The same input, with what its first bytes say of how it can be read.
+
+    It is asked only of what would be cut at its lines otherwise, since that takes a request each: a small file is read
+    from its beginning in any case, and so is one that is named as compressed.
+    """
+    if source.format != "jsonl":
+        return source
+    if is_named_compressed(source.path):
+        return replace(source, sequential=True)
+    if source.size < LEAST:
+        return source
+    with readable(source.path), source.path.open("rb") as raw:
+        return replace(source, sequential=found_compression(source.path, buffered(raw)) is not None)
 
 
 def _named(path: Place, format: str | None) -> tuple[Found, list[Input]]:
@@ -123,16 +149,19 @@ def _format(path: Place) -> str | None:
     """Of a file by its name."""
     if any(path.name.endswith(a + b) for a in JSONL_SUFFIXES for b in COMPRESSION_SUFFIXES):
         return "jsonl"
-    return {".txt": "text", ".parquet": "parquet"}.get(path.suffix)
+    if any(path.name.endswith(".txt" + suffix) for suffix in COMPRESSION_SUFFIXES):
+        return "text"
+    return "parquet" if path.suffix == ".parquet" else None
 
 
 def _format_within(path: Place) -> str | None:
     """Of a file by how it begins."""
     with readable(path), path.open("rb") as raw:
-        if raw.read(len(parquet.MAGIC)) == parquet.MAGIC:
+        stream = buffered(raw)
+        if stream.peek(len(parquet.MAGIC)).startswith(parquet.MAGIC):
             return "parquet"
-        raw.seek(0)
-        return "jsonl" if open_decompressed(path, raw).read(1 << 10).lstrip()[:1] == b"{" else None
+        head = open_decompressed(path, stream).read(1 << 10).removeprefix(BYTE_ORDER_MARK)
+        return "jsonl" if head.lstrip()[:1] == b"{" else None
 
 
 def _language(

@@ -16,6 +16,7 @@ class Input:
       format: one of FORMATS. A text file is one document.
       language: of all its records, by its folder's name; None where they say themselves.
       size: in bytes, as it is stored.
+      sequential: of JSONL, whether it can only be read from its beginning, as what is compressed.
       split: of TFDS.
       index: of MDS the index.json that lists the shard.
       number: of MDS the shard's in the index, from 0.
@@ -25,6 +26,7 @@ class Input:
     format: str
     language: str | None = None
     size: int = 0
+    sequential: bool = False
     split: str | None = None
     index: Place | None = None
     number: int = 0

@@ -7,14 +7,13 @@ nothing depends on the number of processes.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmbert_jax.data.sources.decompress import is_compressed
 from mmbert_jax.data.sources.inputs import Input
 
 # Bytes of a file that are read at a time: a process holds the tokens of so much text twice. A smaller file is cut into
 # as many pieces as a machine has cores, unless they would be no work at all; smaller files still share a piece.
 LARGEST, LEAST = 1 << 25, 1 << 21
 _PIECES = 64
-# A compressed file has no place to begin at but its start: each of its pieces reads all of it and takes every n-th
+# A sequential file has no place to begin at but its start: each of its pieces reads all of it and takes every n-th
 # batch. Reading is some hundredths of a tokeniser's work, so that a few are worth it.
 _STRIPES, _STRIPED = 4, 1 << 23
 
@@ -26,7 +25,7 @@ class Slice:
     Attributes:
       input_index: of the input in the list of all.
       start, stop: of plain JSONL the bytes in which its lines begin.
-      stripe, stripes: of all batches of compressed JSONL those of which the number leaves `stripe` behind; of what has
+      stripe, stripes: of all batches of sequential JSONL those of which the number leaves `stripe` behind; of what has
         rows, this of so many equal ranges.
       size: bytes of the input, as they are stored, that this is the reading of.
     """
@@ -81,7 +80,7 @@ def _slices(index: int, source: Input) -> list[Slice]:
         return [whole(index, source)]
     if source.format != "jsonl":
         return _stripes(index, source, -(-source.size // LARGEST))
-    if is_compressed(source.path):
+    if source.sequential:
         return _stripes(index, source, min(_STRIPES, -(-source.size // _STRIPED)))
     step = min(max(source.size // _PIECES, LEAST), LARGEST)
     starts = range(0, source.size, step)

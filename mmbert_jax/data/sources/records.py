@@ -4,6 +4,7 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -24,6 +25,8 @@ from mmbert_jax.data.sources.rows import column_names, read_rows, read_tokens
 from mmbert_jax.errors import UserError
 
 BATCH_BYTES = 1 << 20
+# What is longer is no line of JSONL, but a file of another kind, or one that was made to fill the memory.
+LONGEST_LINE = 1 << 28
 _RECORD = {"jsonl": "line", "text": "line", "parquet": "row", "mds": "sample", "tfds": "record"}
 # A row in memory is at least this, whatever its text: a batch of very short lines stays small too.
 LINE_OVERHEAD = 64
@@ -109,15 +112,20 @@ def read_slice(part: Slice, fields: Fields) -> Iterator[Batch]:
 
 def _read_text(part: Slice, fields: Fields) -> Iterator[Batch]:
     source, faults = part.source, Faults()
-    with readable(source.path):
-        data = source.path.read_bytes()
+    with readable(source.path), source.path.open("rb") as raw:
+        data = open_decompressed(source.path, raw).read(LONGEST_LINE + 1)
+        if len(data) > LONGEST_LINE:
+            raise UserError(
+                f"{source.path}: over {LONGEST_LINE:,} bytes of text; cut it into documents"
+            )
+        bytes_read = raw.tell()
     assert source.language is not None
     documents = []
     with _passing_over(faults, fields):
         text = decode(data, source.path).removeprefix("\ufeff")
         utf8 = data.removeprefix(BYTE_ORDER_MARK)
         documents.append(Document(part.input_index, 1, source.language, text, utf8))
-    yield Batch(documents, 1, len(data), faults)
+    yield Batch(documents, 1, bytes_read, faults)
 
 
 class _passing_over:
@@ -161,10 +169,12 @@ def _read_jsonl(part: Slice, fields: Fields) -> Iterator[Batch]:
 def _batches(part: Slice, raw: BinaryIO) -> Iterator[tuple[list[bytes], int, int]]:
     """(the lines to read of a batch, how many lines it has, how far the file is read)"""
     if part.stop - part.start < part.source.size:
-        for lines in _gather(_lines_beginning_in(raw, part.start, part.stop)):
+        for lines in _gather_lines(part, _lines_beginning_in(raw, part.start, part.stop)):
             yield lines, len(lines), min(raw.tell(), part.stop) - part.start
         return
-    for i, lines in enumerate(_gather(open_decompressed(part.source.path, raw))):
+    stream = open_decompressed(part.source.path, raw)
+    every_line = iter(partial(stream.readline, LONGEST_LINE), b"")
+    for i, lines in enumerate(_gather_lines(part, every_line)):
         yield lines if i % part.stripes == part.stripe else [], len(lines), raw.tell()
 
 
@@ -173,11 +183,26 @@ def _lines_beginning_in(raw: BinaryIO, start: int, stop: int) -> Iterator[bytes]
     stream = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, 1 << 20)
     at = max(start - 1, 0)
     stream.seek(at)
-    if start:
-        at += len(stream.readline())  # to the end of the line that begins before
-    while at < stop and (line := stream.readline()):
+    before = start > 0
+    while before and (line := stream.readline(LONGEST_LINE)):
+        at += len(line)  # to the end of the line that begins before
+        before = not line.endswith(b"\n")
+    while at < stop and (line := stream.readline(LONGEST_LINE)):
         at += len(line)
         yield line
+
+
+def _gather_lines(part: Slice, lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Batches of lines, none of which is cut off at LONGEST_LINE."""
+    number = 0
+    for batch in _gather(lines):
+        number += len(batch)
+        if len(batch[-1]) == LONGEST_LINE:  # it fills a batch, so that it is the last one
+            where = _Line(part, number)
+            raise UserError(
+                f"{where}: longer than {LONGEST_LINE:,} bytes; is this one JSON object a line?"
+            )
+        yield batch
 
 
 def _gather[T](stream: Iterable[T], length: Callable[[T], int] = len) -> Iterator[list[T]]:

@@ -1,15 +1,32 @@
 """Compressed streams that are unusual, though right: long windows, and byte streams that are not files."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
+import random
+import shutil
+import struct
 import subprocess
 import sys
+import zlib
 
 import pytest
 import zstandard
 
-from mmbert_jax.data.sources import open_decompressed, readable
+from mmbert_jax.data.sources import (
+    Fields,
+    find,
+    find_inputs,
+    open_decompressed,
+    pieces,
+    read_slice,
+    readable,
+    records,
+    split,
+)
+from mmbert_jax.data.sources.pieces import whole
 from mmbert_jax.errors import UserError
 
 TEXT = "".join(json.dumps({"text": f"line {i}"}) + "\n" for i in range(3000)).encode()
@@ -49,6 +66,137 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert int(done.stdout) < 50_000  # kB
+
+
+COMMANDS = {
+    "zstd": ["zstd", "-q", "-c"],
+    "zstd --long": ["zstd", "-q", "-c", "--long=31"],
+    "zstd -T2": ["zstd", "-q", "-c", "-T2", "-B524288"],
+    "gzip": ["gzip", "-c"],
+    "pigz": ["pigz", "-c", "-b", "128"],
+    "pigz -i": ["pigz", "-c", "-i", "-b", "128"],
+    "bgzip": ["bgzip", "-c"],
+    "bzip2": ["bzip2", "-c"],
+    "xz": ["xz", "-c", "-T2", "--block-size=100000"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_the_tools_themselves_write(tmp_path, command, times):
+    """From a pipe, whole and put together by `cat`, whatever the name says."""
+    if not shutil.which(command[0]):
+        pytest.skip(f"there is no {command[0]} here")
+    made = subprocess.run(command, input=TEXT * 10, capture_output=True, check=True).stdout
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(made * times)
+    with path.open("rb") as raw:
+        assert open_decompressed(path, raw).read() == TEXT * 10 * times
+
+
+def blocks_of_bgzip(text: bytes) -> bytes:
+    """Members of at most 64 kB with a field of their own each, and an empty one (SAM's specification, 4.1)."""
+    found = []
+    for at in range(0, len(text) + 30_000, 30_000):
+        deflate = zlib.compressobj(wbits=-15)
+        part = text[at : at + 30_000]
+        data = deflate.compress(part) + deflate.flush()
+        head = struct.pack("<4BI2BH2BHH", 31, 139, 8, 4, 0, 0, 255, 6, 66, 67, 2, len(data) + 25)
+        found.append(head + data + struct.pack("<II", zlib.crc32(part), len(part)))
+    return b"".join(found)
+
+
+def flushed_as_by_pigz(text: bytes) -> bytes:
+    """One member, put together from what several threads have made of the text."""
+    deflate = zlib.compressobj(wbits=31)
+    blocks = [text[at : at + 30_000] for at in range(0, len(text), 30_000)]
+    parts = [deflate.compress(x) + deflate.flush(zlib.Z_SYNC_FLUSH) for x in blocks]
+    return b"".join(parts) + deflate.flush()
+
+
+@pytest.mark.parametrize(
+    "compress",
+    [
+        *(blocks_of_bgzip, flushed_as_by_pigz, gzip.compress),
+        *(zstandard.compress, bz2.compress, lzma.compress),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "b"])
+def test_a_large_file_is_cut_by_what_is_in_it(tmp_path, compress, name, monkeypatch):
+    """One that is compressed cannot be cut at its lines, whatever it is called."""
+    for module in (find, pieces):
+        monkeypatch.setattr(module, "LEAST", 1 << 15)
+    monkeypatch.setattr(pieces, "_STRIPED", 1 << 16)
+    monkeypatch.setattr(records, "BATCH_BYTES", 10_000)
+    draw = random.Random(0)
+    texts = [draw.randbytes(1500).hex() for _ in range(100)]
+    path = tmp_path / name
+    path.write_bytes(compress("".join(json.dumps({"text": x}) + "\n" for x in texts).encode()))
+    inputs, _ = find_inputs([path], "eng")
+    parts = split(inputs)
+    assert len(parts) > 1
+    found = [
+        document.text
+        for piece in parts
+        for part in piece
+        for batch in read_slice(part, Fields())
+        for document in batch.documents
+    ]
+    assert sorted(found) == sorted(texts)
+
+
+def test_large_plain_files_are_cut_at_their_lines_unless_they_are_named_otherwise(tmp_path):
+    for name, sequential in (("a.jsonl", False), ("a.jsonl.gz", True)):
+        path = tmp_path / name
+        path.write_bytes(TEXT * 40)
+        (source,), _ = find_inputs([path], "eng")
+        assert source.sequential == sequential
+        if not sequential:
+            assert len(split([source])) > 1
+
+
+def test_text_files_that_are_compressed(tmp_path):
+    for i, compress in enumerate((gzip.compress, zstandard.compress, bytes)):
+        folder = tmp_path / "deu" / str(i)
+        folder.mkdir(parents=True)
+        (folder / "a.txt.gz").write_bytes(compress("Wörter".encode()))
+    inputs, notes = find_inputs([tmp_path], None)
+    batches = [batch for i in inputs for batch in read_slice(whole(0, i), Fields())]
+    assert notes == []
+    assert [d[2:4] for batch in batches for d in batch.documents] == [("deu", "Wörter")] * 3
+
+
+BOMB = """
+import resource, pathlib
+from mmbert_jax.data.sources import Fields, find_inputs, read_documents
+from mmbert_jax.errors import UserError
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+inputs, _ = find_inputs([{path!r}], "eng")
+try:
+    list(read_documents(inputs, Fields()))
+except UserError as error:
+    print(error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize("compress", [gzip, zstandard], ids=lambda x: x.__name__)
+def test_a_file_that_grows_without_end_takes_bounded_memory(tmp_path, compress):
+    """800 MB of spaces, which are 27 kB of zstd and 3.5 MB of gzip: the beginning of a line that never ends."""
+    path = tmp_path / "a.jsonl"
+    zstd = zstandard.ZstdCompressor().compressobj()
+    one = zstd if compress is zstandard else zlib.compressobj(1, wbits=31)
+    frame = b"".join(one.compress(b" " * (1 << 20)) for _ in range(200)) + one.flush()
+    path.write_bytes(frame * 4)
+    done = subprocess.run(
+        [sys.executable, "-c", BOMB.format(path=str(path))],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    message, memory = done.stdout.splitlines()
+    assert message.startswith(f"{path}, line 1: longer than 268,435,456 bytes; is this one JSON")
+    assert int(memory) < 700_000  # kB
 
 
 class Unbuffered(io.RawIOBase):

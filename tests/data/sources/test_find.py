@@ -60,14 +60,14 @@ def test_a_folder_in_a_hidden_one_can_be_named(tmp_path):
 
 
 def test_what_is_not_read_is_named_by_its_kind(text):
-    for name in ("B.JSONL", "c.jsonl.GZ", "d.jsonl.bz2", "e.orc", "f.orc", "README"):
+    for name in ("B.JSONL", "c.jsonl.GZ", "d.jsonl.lz4", "e.orc", "f.orc", "README"):
         write(text / name)
     write(text / "g.odt")
     os.mkfifo(text / "pipe.jsonl")
     files, (note,) = found(text)
     assert files == both(text)
     assert note.startswith(f"passed over in {text}: 2 *.orc, 1 *")
-    for kind in ("1 *.JSONL", "1 *.jsonl.GZ", "1 *.jsonl.bz2", "1 without an ending", "1 more"):
+    for kind in ("1 *.JSONL", "1 *.jsonl.GZ", "1 *.jsonl.lz4", "1 without an ending", "1 more"):
         assert kind in note
 
 

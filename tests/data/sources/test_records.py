@@ -1,8 +1,10 @@
 """Reading text: the same documents however they are stored, in chunks of bounded size; every fault with its place."""
 
+import bz2
 import gzip
 import itertools
 import json
+import lzma
 import struct
 
 import pytest
@@ -61,6 +63,17 @@ EXPECTED = [(0, i, *record) for i, record in enumerate(RECORDS, 1)]
         ("a.jsonl", lambda data: data.replace(b"\n", b"\r\n")),
         ("a.jsonl.gz", gzip.compress),
         ("a.jsonl.zst", zstd),
+        ("a.jsonl.bz2", bz2.compress),
+        ("a.jsonl.xz", lzma.compress),
+        ("a.jsonl.bz2", lambda data: bz2.compress(data[:31]) + bz2.compress(data[31:])),
+        ("a.jsonl.xz", lambda data: lzma.compress(data[:31]) + lzma.compress(data[31:])),
+        # By another name, or plain by a name of compressed text.
+        ("a.jsonl", gzip.compress),
+        ("a.json", lambda data: struct.pack("<III", 0x184D2A5F, 4, 99) + zstd(data)),
+        ("a.json.gz", lambda data: data),
+        ("a.jsonl.gz", zstd),
+        ("a.jsonl.zst", lambda data: b"\xef\xbb\xbf" + data),
+        ("a", lzma.compress),
         # As parallel compressors and `cat` leave them; pzstd puts a skippable frame before each.
         ("a.jsonl.gz", lambda data: gzip.compress(data[:31]) + gzip.compress(data[31:])),
         ("a.jsonl.zst", lambda data: zstd(data[:31]) + zstd(b"") + zstd(data[31:])),
@@ -246,11 +259,16 @@ def test_text_files_with_invalid_utf8_are_named(tmp_path):
         read(tmp_path)
 
 
+def damage(data: bytes) -> bytes:
+    at = len(data) // 2
+    return data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
+
+
 DAMAGED = {
     "cut": ("a.jsonl.gz", gzip.compress(jsonl(RECORDS * 50))[:-20]),
     "last byte lost": ("a.jsonl.gz", gzip.compress(jsonl())[:-1]),
     "header cut": ("a.jsonl.gz", gzip.compress(jsonl())[:5]),
-    "not compressed": ("a.jsonl.gz", jsonl()),
+    "not compressed": ("a.jsonl.gz", b"\0\1" + gzip.compress(jsonl())[2:]),
     "more behind": ("a.jsonl.gz", gzip.compress(jsonl()) + b"more"),
     "checksum": ("a.jsonl.gz", gzip.compress(jsonl())[:-8] + bytes(8)),
     "empty": ("a.jsonl.gz", b""),
@@ -258,7 +276,13 @@ DAMAGED = {
     "zst, last byte lost": ("a.jsonl.zst", zstd(jsonl())[:-1]),
     "zst, header cut": ("a.jsonl.zst", zstd(jsonl())[:3]),
     "zst, second frame cut": ("a.jsonl.zst", zstd(jsonl()) + zstd(jsonl())[:-1]),
-    "zst, not compressed": ("a.jsonl.zst", jsonl()),
+    "zst, not compressed": ("a.jsonl.zst", bytes(500)),
+    "bz2, cut": ("a.jsonl.bz2", bz2.compress(jsonl(RECORDS * 50))[:-20]),
+    "bz2, damaged": ("a.jsonl.bz2", damage(bz2.compress(jsonl(RECORDS * 50)))),
+    "bz2, more behind": ("a.jsonl.bz2", bz2.compress(jsonl()) + b"more"),
+    "xz, cut": ("a.jsonl.xz", lzma.compress(jsonl(RECORDS * 50))[:-20]),
+    "xz, damaged": ("a.jsonl.xz", damage(lzma.compress(jsonl(RECORDS * 50)))),
+    "xz, second stream damaged": ("a.jsonl.xz", 2 * lzma.compress(jsonl())[:-1]),
     "zst, more behind": ("a.jsonl.zst", zstd(jsonl()) + b"more"),
     "zst, empty": ("a.jsonl.zst", b""),
 }
