@@ -1,7 +1,8 @@
-"""Where things lie: on a disk, or in a bucket.
+"""Where things lie: on a disk, or in a bucket; and text that is only read, behind other URLs.
 
-Every path that a user gives goes through `place` once; what comes back has pathlib's methods wherever it lies, so
-nothing else asks. `~` is expanded; a scheme other than gs:// and s3:// is refused by name, not taken for a folder.
+Every path that a user gives goes through `place` once, or, of text, through `place_to_read`; what comes back has
+pathlib's methods wherever it lies, so nothing else asks. `~` is expanded; by `place` a scheme other than gs:// and s3://
+is refused by name, not taken for a folder.
 """
 
 import logging
@@ -15,8 +16,9 @@ from etils.epath import gpath
 
 from mmbert_jax.errors import UserError, about_files, brief
 from mmbert_jax.store_clients import mend_gcsfs, mend_s3fs
+from mmbert_jax.urls import Url, url
 
-Place = Path | epath.Path
+Place = Path | epath.Path | Url
 SCHEMES = ("gs", "s3")
 
 # Alike with and without TensorFlow, which epath would rather use.
@@ -69,21 +71,54 @@ def place(path: str | Place) -> Place:
     Raises:
       UserError: it has a scheme that nothing here can read or write, or names no bucket.
     """
-    if isinstance(path, _InBucket):
+    if isinstance(path, _InBucket | Url):
         return path
     text = str(path)
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://|(gs|s3):/", text)
-    if not scheme:
+    name = _scheme(text)
+    if not name:
         return Path(text).expanduser()
-    name = scheme[1] or scheme[2]
     if name not in SCHEMES:
         raise UserError(
-            f"{text}: {name}:// is not read or written here; use gs://BUCKET/..., s3://BUCKET/... or a local path"
+            f"{text}: {name}:// is not read or written here, unless it is text to be prepared; use gs://BUCKET/...,"
+            " s3://BUCKET/... or a local path"
         )
     if not re.match(r"[a-z0-9]+://[^/]", text):
         raise UserError(f"{text}: names no bucket; write {name}://BUCKET/...")
     mend_gcsfs() if name == "gs" else mend_s3fs()
     return _InBucket(text)
+
+
+def place_to_read(path: str | Place) -> Place:
+    """The place that a path names, or any URL that fsspec reads: hf://datasets/ORG/NAME[@REVISION]/..., https://...
+
+    Raises:
+      UserError: as `place`, and `urls.url`.
+    """
+    if isinstance(path, Url):
+        return path
+    name = _scheme(str(path))
+    return url(str(path)) if name and name not in SCHEMES else place(path)
+
+
+def _scheme(text: str) -> str | None:
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://|(gs|s3):/", text)
+    return (found[1] or found[2]) if found else None
+
+
+def version(path: Place) -> str:
+    """What changes with a file's content: the time of its last change, or what a store calls by another word."""
+    if isinstance(path, Url):
+        return path.stat().version
+    if not is_remote(path):
+        return str(path.stat().st_mtime_ns)
+    info = filesystem(path).info(str(path))
+    found = (info.get(key) for key in ("etag", "ETag", "generation", "mtime", "LastModified"))
+    return str(next((value for value in found if value is not None), None))
+
+
+def label(path: Place) -> str:
+    """How a place is called whatever happens to it: absolute, and without the commit that is read of it."""
+    return path.label if isinstance(path, Url) else str(absolute(path))
 
 
 def absolute(path: str | Place) -> Place:
@@ -111,6 +146,8 @@ def objects_under(folder: Place, maxdepth: int | None = None) -> dict[str, int]:
     Args:
       maxdepth: 1 for what lies right in the folder; None for all.
     """
+    if isinstance(folder, Url):
+        return folder.files_below()
     system, root = fsspec.core.url_to_fs(str(folder))
     root = root.rstrip("/")
     return {
@@ -132,5 +169,7 @@ def filesystem(path: Place) -> fsspec.AbstractFileSystem:
 
 
 def is_remote(path: str | Place) -> bool:
-    """Whether a path names something in a bucket."""
-    return str(path).startswith(tuple(f"{scheme}://" for scheme in SCHEMES))
+    """Whether a path names something in a bucket, or behind another URL."""
+    return isinstance(path, Url) or str(path).startswith(
+        tuple(f"{scheme}://" for scheme in SCHEMES)
+    )

@@ -21,7 +21,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 import jax
 import pytest
 
-pytest_plugins = ("object_stores", "short_runs")
+pytest_plugins = ("object_stores", "short_runs", "web_servers")
 
 # Meshes of up to eight devices in this process; not by XLA_FLAGS, which the programs that tests start would inherit.
 jax.config.update("jax_num_cpu_devices", 8)

@@ -26,9 +26,11 @@ def parse_arguments() -> argparse.Namespace:
         nargs="+",
         required=True,
         metavar="PATH",
-        help="JSONL or Parquet files, .txt files (one document each; these and JSONL also compressed by gzip, zstd, bzip2 "
-        "or xz, which the first bytes tell, not the name), folders of MDS shards or of "
-        "TFDS (array_record), or folders of any of these, on a disk or in a bucket (gs://, s3://); a text file's "
+        help="JSONL or Parquet files, .txt files (one document each; these and JSONL also compressed by gzip, zstd, "
+        "bzip2 or xz, which the first bytes tell, not the name), folders of MDS shards or of "
+        "TFDS (array_record), or folders of any of these, on a disk, in a bucket (gs://, s3://), on the Hugging Face "
+        "hub (hf://datasets/ORG/NAME[@REVISION]/...), or behind another URL that fsspec reads; single files of web "
+        "servers (https://); a text file's "
         "language is the first folder below the one given here; folders named *_removed are left out",
     )
     parser.add_argument(

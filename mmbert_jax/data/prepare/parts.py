@@ -32,7 +32,7 @@ from mmbert_jax.data.prepare.documents import COLUMNS, Documents, Size, place_of
 from mmbert_jax.data.sources import Faults, Input, Piece
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import atomic_file, naming, read_json, try_lock
-from mmbert_jax.places import Place, absolute, files_under, filesystem, is_remote
+from mmbert_jax.places import Place, absolute, files_under, is_remote, label, version
 
 Key = tuple[str, str]  # split, language
 _VERSION = 2
@@ -159,7 +159,7 @@ def name_pieces(pieces: Sequence[Piece], decided_by: Any) -> list[str]:
         read = []
         for x in piece:
             source = x.source
-            read += [str(absolute(source.path)), versions[x.input_index], source.language]
+            read += [label(source.path), versions[x.input_index], source.language]
             read += [source.format, source.split, source.number]
             read += [x.start, x.stop, x.stripe, x.stripes]
         text = json.dumps([_VERSION, decided_by, read]).encode("utf-8", "surrogatepass")
@@ -170,11 +170,7 @@ def name_pieces(pieces: Sequence[Piece], decided_by: Any) -> list[str]:
 
 def _version(source: Input) -> tuple[int, str]:
     """What changes with a file's content."""
-    if not is_remote(source.path):
-        return source.size, str(source.path.stat().st_mtime_ns)
-    info = filesystem(source.path).info(str(source.path))
-    found = (info.get(key) for key in ("etag", "ETag", "generation", "mtime", "LastModified"))
-    return source.size, str(next((value for value in found if value is not None), None))
+    return source.size, version(source.path)
 
 
 def finished(folder: Place) -> set[str]:

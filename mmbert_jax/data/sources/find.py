@@ -25,7 +25,7 @@ from mmbert_jax.data.sources.listing import Found, Listing, list_files, one_file
 from mmbert_jax.data.sources.pieces import LEAST
 from mmbert_jax.errors import UserError
 from mmbert_jax.files import read_json
-from mmbert_jax.places import Place, place
+from mmbert_jax.places import Place, place_to_read
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
 READABLE = "*.jsonl, *.jsonl.gz (.zst, .bz2, .xz), *.parquet, *.txt, or a folder of MDS or TFDS"
@@ -54,8 +54,8 @@ def find_inputs(
     however often and by whatever links it is reached.
 
     Args:
-      paths: on a disk or in a bucket; folders are searched through; the first folder below them is a text file's
-        language.
+      paths: on a disk, in a bucket or behind another URL; folders are searched through; the first folder below them is
+        a text file's language.
       language: the language of everything; folders' names then say nothing.
       default_language: the language of a text file that is in no such folder.
       format: the one of FORMATS that is read, of folders; a file that is named is read as that, whatever its name.
@@ -75,7 +75,7 @@ def find_inputs(
     seen: set[str] = set()
     first_names: dict[str, Place] = {}
     again: list[str] = []
-    for path in map(place, paths):
+    for path in map(place_to_read, paths):
         if path.is_dir():
             listing = list_files(path, seen)
             found, kinds, said = _select(path, listing, format)
@@ -116,7 +116,7 @@ def _looked_into(source: Input) -> Input:
     It is asked only of what would be cut at its lines otherwise, since that takes a request each: a small file is read
     from its beginning in any case, and so is one that is named as compressed.
     """
-    if source.format != "jsonl":
+    if source.format != "jsonl" or source.sequential:
         return source
     if is_named_compressed(source.path):
         return replace(source, sequential=True)
@@ -142,7 +142,11 @@ def _named(path: Place, format: str | None) -> tuple[Found, list[Input]]:
     kind = format or _format(path) or _format_within(path)
     if kind is None:
         raise UserError(f"{path}: cannot be read; expected {READABLE}; --format insists")
-    return found, [Input(path, kind, size=found.size)]
+    if kind == "parquet" and not found.ranges:
+        raise UserError(
+            f"{path}: Parquet is read in parts, which this server does not give; download the file"
+        )
+    return found, [Input(path, kind, size=found.size, sequential=not found.ranges)]
 
 
 def _format(path: Place) -> str | None:

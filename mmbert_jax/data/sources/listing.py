@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmbert_jax.places import Place, is_remote, objects_under
+from mmbert_jax.urls import Url
 
 
 @dataclass(frozen=True)
@@ -14,13 +15,15 @@ class Found:
     Attributes:
       parts: its name below the folder.
       real: what it is wherever links have led; two names of one file have it in common.
-      size: in bytes, as it is stored.
+      size: in bytes, as it is stored; 0 where a web server does not say.
+      ranges: whether parts of it can be had; some web servers give none.
     """
 
     path: Place
     parts: tuple[str, ...]
     real: str
     size: int
+    ranges: bool = True
 
 
 @dataclass
@@ -51,6 +54,9 @@ def list_files(folder: Place, seen: set[str]) -> Listing:
 
 def one_file(path: Place) -> Found:
     """A file that is named by itself."""
+    if isinstance(path, Url):
+        facts = path.stat()
+        return Found(path, (path.name,), str(path), facts.length, facts.ranges)
     if is_remote(path):
         return Found(path, (path.name,), str(path), path.stat().length)
     return Found(path, (path.name,), os.path.realpath(path), path.stat().st_size)
