@@ -138,6 +138,7 @@ def tokenize_piece(job: _Job) -> Part:
     fields = replace(workers.settings().fields, ends=(special.bos, special.eos))
     for number, part in enumerate(job.piece):
         counted = 0
+        workers.note(part.source.path)
         for batch in read_slice(part, fields):
             found = _tokenize(batch, part, number, keys, empty, dropped)
             columns.append(found.columns)
@@ -146,6 +147,7 @@ def tokenize_piece(job: _Job) -> Part:
             bytes_read += batch.bytes_read
             faults.merge(batch.faults)
         records.append(counted)
+    workers.note(None)
     documents = Documents(np.concatenate(columns), np.concatenate(tokens))
     del columns, tokens
     counts = Counts(
