@@ -125,12 +125,16 @@ FIELDS = {
     "train.max_skipped_steps": _positive.or_else(10),
     # A run of which a step takes longer than this ends, to be started again: a process or its device hangs.
     "train.stall_minutes": _above_zero.or_else(30.0),
+    # Muon and NorMuon take the matrices of the hidden layers, and leave all else to StableAdamW.
+    "optimizer.name": _choice("stable_adamw", "muon", "normuon").or_else("stable_adamw"),
     "optimizer.peak_lr": _above_zero,
     # Fully decoupled: what a weight loses in a step at the peak learning rate.
     "optimizer.weight_decay": _not_negative,
     "optimizer.b1": _below_one.or_else(0.9),
     "optimizer.b2": _below_one.or_else(0.95),
     "optimizer.eps": _above_zero.or_else(1e-8),
+    # Decay rate of Muon's and NorMuon's momentum; b1 is StableAdamW's alone, b2 and eps are NorMuon's, too.
+    "optimizer.momentum": _below_one.or_else(0.95),
     "optimizer.warmup_tokens": _count.or_else(0),
     "optimizer.schedule": _choice("stable", "one_minus_sqrt", "linear").or_else("stable"),
     # Learning rate at the end of a decay, as a share of the peak.

@@ -20,14 +20,14 @@ from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import Params, bind, init_params
 from mmbert_jax.model.masking import mask_tokens
 from mmbert_jax.model.row_keys import count_rows, row_keys
-from mmbert_jax.optim.stable_adamw import stable_adamw
+from mmbert_jax.optimizer import init_optimizer, optimizer, optimizer_shardings
 from mmbert_jax.parallel.processes import together
 from mmbert_jax.parallel.sharding import batch_sharding, param_shardings, replicated
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-# {"params": tree of float32 arrays, "optimizer": state of StableAdamW}
+# {"params": tree of float32 arrays, "optimizer": the optimiser's state}
 State = dict[str, Any]
 Batch = dict[str, jax.Array]
 
@@ -42,23 +42,11 @@ def phase_seed(config: ConfigDict) -> int:
     return zlib.crc32(f"{config.seed} {config.phase}".encode())
 
 
-def optimizer(config: ConfigDict):
-    c = config.optimizer
-    return stable_adamw(b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay, peak_lr=c.peak_lr)
-
-
-def init_optimizer(config: ConfigDict, params: Params) -> Any:
-    return optimizer(config).init(params)
-
-
 def state_shardings(config: ConfigDict, mesh: Mesh) -> State:
-    """Shardings of the state. Moments lie like their parameters: left to itself, jit would replicate them."""
-    model_config = ModelConfig.from_config(config.model)
-    params = param_shardings(model_config, mesh)
-    state = jax.eval_shape(lambda: init_optimizer(config, init_params(model_config, config.seed)))
+    """Shardings of the state: left to itself, jit would replicate the moments."""
     return {
-        "params": params,
-        "optimizer": state._replace(count=replicated(mesh), mu=params, nu=params),
+        "params": param_shardings(ModelConfig.from_config(config.model), mesh),
+        "optimizer": optimizer_shardings(config, mesh),
     }
 
 
@@ -108,7 +96,7 @@ def make_train_step(
     model_config = ModelConfig.from_config(config.model)
     dtype = jnp.dtype(config.dtype)
     vocabulary = vocabulary or model_config.vocab_size
-    update = optimizer(config).update
+    update = optimizer(config, mesh).update
 
     def loss_sum(params, decoder, rows: Batch, numbers, key):
         inputs, positions, labels, weights = mask_tokens(

@@ -39,6 +39,7 @@ from mmbert_jax.machine import describe_mesh, time_at_peak
 from mmbert_jax.metrics import MetricsWriter, si
 from mmbert_jax.model.row_keys import in_words
 from mmbert_jax.optim.schedules import learning_rate, phase_rows, phase_steps
+from mmbert_jax.optimizer import why_new_moments
 from mmbert_jax.parallel import processes
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.parallel.processes import everywhere, once
@@ -361,7 +362,7 @@ def restore_or_start(
 
     1. The run folder has a checkpoint, `resumed`: its moments, step, row counter and all.
     2. `config.init_from` names a checkpoint: its parameters, and its moments where it has them and
-       `config.init_moments` wants them, at row 0 of this phase.
+       `config.init_moments` wants them and this phase's optimiser made them, at row 0 of this phase.
     3. Neither: initialise from the seed.
     """
     if resumed:
@@ -371,10 +372,12 @@ def restore_or_start(
     new = {"step": 0, "row": 0, "skipped_in_a_row": 0, "history": []}
     if not config.init_from:
         return init_state(config, mesh), new
-    wanted = abstract if config.init_moments else {"params": abstract["params"]}
-    state, meta = checkpoint.restore_for_phase(config.init_from, wanted)
+    source = locate(config.init_from)
+    why = why_new_moments(config, checkpoint.read_meta(source))
+    wanted = {"params": abstract["params"]} if why else abstract
+    state, meta = checkpoint.restore_for_phase(source, wanted)
     if "optimizer" not in state:
-        why = "has no optimiser state" if config.init_moments else "gives its parameters alone"
+        why = why or "has no optimiser state"
         say(f"{config.init_from} {why}: the moments start from zero")
         state = {"params": state["params"], "optimizer": init_state(config, mesh)["optimizer"]}
     say(f"starting from {config.init_from}, phase {meta['phase']}, step {meta['step']}")

@@ -24,6 +24,8 @@ def test_a_good_config_passes():
             {"optimizer__schedule": "cosine"},
             "config.optimizer.schedule='cosine' .* 'one_minus_sqrt'",
         ),
+        ({"optimizer__name": "adam"}, "config.optimizer.name='adam' .* 'muon', 'normuon'"),
+        ({"optimizer__momentum": 1.0}, "config.optimizer.momentum=1.0 .* below 1"),
         ({"train__tokens": 0}, "config.train.tokens=0 .* above 0"),
         (
             {"train__batch_warmup_stage_rows": 0},

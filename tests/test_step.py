@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import tiny_config
+from tiny import random_rows, tiny_config
 
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import bind, encode
@@ -17,18 +17,6 @@ from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.step import init_state, make_eval_step, make_train_step
 
 COMPILED_AS_USERS_DO = True
-
-
-def random_rows(microbatches, rows, length=64):
-    """Packed rows of two documents and some padding, [microbatches, rows, length]."""
-    rng = np.random.default_rng(0)
-    shape = (microbatches, rows, length)
-    lengths = [40, length - 44, 4]
-    segment_ids = np.repeat([1, 2, 0], lengths)
-    positions = np.concatenate([np.arange(n) for n in lengths]) * (segment_ids > 0)
-    tokens = rng.integers(5, 512, shape) * (segment_ids > 0)
-    spread = {"tokens": tokens, "segment_ids": segment_ids, "positions": positions}
-    return {name: np.broadcast_to(x, shape).astype(np.int32) for name, x in spread.items()}
 
 
 def in_microbatches(batch, size):

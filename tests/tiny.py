@@ -1,5 +1,6 @@
-"""A training config small enough that a test's step takes milliseconds."""
+"""A training config small enough that a test's step takes milliseconds, and rows for it."""
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from mmbert_jax.config import complete
@@ -56,3 +57,15 @@ def tiny_config(**overrides) -> ConfigDict:
         {name.replace("__", "."): value for name, value in overrides.items()}
     )
     return complete(config)
+
+
+def random_rows(microbatches, rows, length=64):
+    """Packed rows of two documents and some padding, [microbatches, rows, length]."""
+    rng = np.random.default_rng(0)
+    shape = (microbatches, rows, length)
+    lengths = [40, length - 44, 4]
+    segment_ids = np.repeat([1, 2, 0], lengths)
+    positions = np.concatenate([np.arange(n) for n in lengths]) * (segment_ids > 0)
+    tokens = rng.integers(5, 512, shape) * (segment_ids > 0)
+    spread = {"tokens": tokens, "segment_ids": segment_ids, "positions": positions}
+    return {name: np.broadcast_to(x, shape).astype(np.int32) for name, x in spread.items()}

@@ -267,6 +267,7 @@ def _training(meta: Mapping) -> str:
             f"{config['train']['batch_rows']:,} x {config['data']['row_length']:,}",
         ),
         ("Tokens masked", f"{config['mask']['ratio']:.0%}"),
+        ("Optimiser", f"`{config['optimizer'].get('name', 'stable_adamw')}`"),
         (
             "Peak learning rate, schedule",
             f"{config['optimizer']['peak_lr']:g}, {config['optimizer']['schedule']}",

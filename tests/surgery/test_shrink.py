@@ -15,13 +15,9 @@ from mmbert_jax.errors import UserError
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import ENCODER, KINDS, MASKED_LM, MLM, HeadConfig, init_params, outputs
 from mmbert_jax.model.row_keys import in_words
+from mmbert_jax.optimizer import init_optimizer
 from mmbert_jax.parallel.mesh import make_mesh
-from mmbert_jax.step import (
-    abstract_state,
-    init_optimizer,
-    make_eval_step,
-    make_train_step,
-)
+from mmbert_jax.step import abstract_state, make_eval_step, make_train_step
 from mmbert_jax.surgery.shrink import picks, shrink, smaller_config
 
 BASE = ModelConfig()
