@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mmbert_jax.errors import UserError
@@ -16,6 +17,7 @@ from mmbert_jax.files import write_text
 from mmbert_jax.flops import forward_flops_per_token, segments
 from mmbert_jax.kernels import attention
 from mmbert_jax.model.config import ModelConfig
+from mmbert_jax.optimizer import matrix_flops
 from mmbert_jax.parallel import hardware
 from mmbert_jax.parallel.collectives import by_axes, collectives
 from mmbert_jax.parallel.hlo import memory_traffic, parse
@@ -78,7 +80,7 @@ def plan(config: ConfigDict, topology: str, document: int, hlo: Path | None = No
         text = compiled.as_text()
         if hlo:
             write_text(hlo, text)
-        report |= speed(config, topology, dict(mesh.shape), text, document)
+        report |= speed(config, topology, mesh, text, document)
     report["compile_seconds"] = round(time.perf_counter() - start, 1)
     report["suggestion"] = suggest(report, config)
     return report
@@ -109,12 +111,15 @@ def wanted_bytes(message: str) -> int | None:
     return int(float(match.group(1)) * 1024 ** (" KMG".index(match.group(2)))) if match else None
 
 
-def speed(config: ConfigDict, topology: str, mesh: dict, text: str, document: int) -> dict:
+def speed(config: ConfigDict, topology: str, mesh: Mesh, text: str, document: int) -> dict:
     """Collectives and the roofline of the largest batch."""
     chip = hardware.CHIPS[hardware.parse_topology(topology)[0]]
-    train, chips = config.train, int(np.prod(list(mesh.values())))
+    train, chips = config.train, mesh.size
     program, microbatches = parse(text), -(-train.batch_rows // train.microbatch_rows)
-    found = collectives(program, mesh, microbatches)
+    found = collectives(program, mesh.shape, microbatches)
+    # Of Muon: StableAdamW has neither products nor collectives of its own.
+    shared_out = [c for c in found if "/muon/" in c.where]
+    products = matrix_flops(config, mesh)
     tokens = train.batch_rows * config.data.row_length
     parts = forward_flops_per_token(
         ModelConfig.from_config(config.model),
@@ -122,17 +127,25 @@ def speed(config: ConfigDict, topology: str, mesh: dict, text: str, document: in
         segments(config.data.row_length, document),
     )
     model_flops = 3 * sum(parts.values())
+    domain = chip.host if chip.network_bandwidth else chips
     seconds = step_seconds(
         chip,
-        (model_flops + parts["head"]) * tokens / chips,
+        (model_flops + parts["head"]) * tokens / chips + products,
         memory_traffic(program, microbatches),
         found,
-        chip.host if chip.network_bandwidth else chips,
+        domain,
     )
+    optimizer_seconds = step_seconds(chip, products, 0, shared_out, domain)
     bound = max(seconds, key=seconds.get)
     rate, unhidden = tokens / seconds[bound], tokens / sum(seconds.values())
     return {
         "collectives": by_axes(found),
+        "optimizer": {
+            "name": config.optimizer.name,
+            "flops": products,
+            "collectives": by_axes(shared_out),
+            "seconds": {name: optimizer_seconds[name] for name in ("compute", "interconnect")},
+        },
         "largest_collectives": [
             {
                 "kind": c.kind,
@@ -200,6 +213,13 @@ def lines(report: dict) -> list[str]:
             out.append(
                 f"  {c['kind']:18} over {' and '.join(c['axes']):18} {c['executions']:6} x,"
                 f" {c['bytes'] / 1e6:10.1f} MB, sends {c['sent_bytes'] / 1e6:10.1f} MB"
+            )
+        if (own := r["optimizer"])["flops"]:
+            sent = sum(c["sent_bytes"] for c in own["collectives"])
+            parts = ", ".join(f"{name} {1e3 * s:.2f}" for name, s in own["seconds"].items())
+            out.append(
+                f"of these {own['name']}'s: sends {sent / 1e6:.1f} MB, {own['flops'] / 1e9:.1f} GFLOP on a chip;"
+                f" milliseconds at peak: {parts}"
             )
         times = ", ".join(f"{name} {1e3 * s:.1f}" for name, s in r["seconds"].items())
         out += [

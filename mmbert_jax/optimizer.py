@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from mmbert_jax.axes import RULES
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.heads import Params, abstract_model, init_params
-from mmbert_jax.optim.muon import Matrix, muon
+from mmbert_jax.optim.muon import Matrix, iteration_flops, muon
 from mmbert_jax.optim.stable_adamw import stable_adamw
 from mmbert_jax.parallel.sharding import param_shardings, replicated
 from mmbert_jax.parallel.spread import spread
@@ -83,6 +83,15 @@ def hidden_matrices(config: ModelConfig, mesh: Mesh | None = None) -> dict[str, 
         layout = tuple(_mesh_axis([names[i] for i in side], mesh) for side in (inputs, outputs))
         found["/".join(map(str, path))] = Matrix(inputs, outputs, layout)
     return found
+
+
+def matrix_flops(config: ConfigDict, mesh: Mesh) -> float:
+    """FLOPs of the optimiser's products in a step, on the device that has most to do: none of StableAdamW."""
+    if config.optimizer.name == "stable_adamw":
+        return 0
+    model = ModelConfig.from_config(config.model)
+    params = flatten_dict(jax.eval_shape(lambda: init_params(model, config.seed)), sep="/")
+    return iteration_flops(hidden_matrices(model, mesh), params, mesh.size)
 
 
 def _mesh_axis(names: list[str], mesh: Mesh | None) -> str | None:

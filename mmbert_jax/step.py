@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from mmbert_jax.data.special_ids import GEMMA, SpecialIds
 from mmbert_jax.model.config import ModelConfig
-from mmbert_jax.model.heads import Params, bind, init_params
+from mmbert_jax.model.heads import bind, init_params
 from mmbert_jax.model.masking import mask_tokens
 from mmbert_jax.model.row_keys import count_rows, row_keys
 from mmbert_jax.optimizer import init_optimizer, optimizer, optimizer_shardings

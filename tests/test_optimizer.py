@@ -11,10 +11,12 @@ from mmbert_jax import checkpoint
 from mmbert_jax.ahead import bytes_on_a_chip
 from mmbert_jax.model.config import ModelConfig
 from mmbert_jax.model.row_keys import in_words
-from mmbert_jax.optimizer import hidden_matrices, why_new_moments
+from mmbert_jax.optimizer import hidden_matrices, matrix_flops, why_new_moments
+from mmbert_jax.parallel.collectives import collectives
+from mmbert_jax.parallel.hlo import parse
 from mmbert_jax.parallel.mesh import make_mesh
 from mmbert_jax.run import checkpoint as checkpoint_folder
-from mmbert_jax.step import abstract_state, init_state, make_train_step
+from mmbert_jax.step import abstract_state, compile_train_step, init_state
 
 ONE = (1, 1, 1)
 MESHES = {"muon": [(2, 2, 2)], "normuon": [(8, 1, 1), (1, 4, 2)]}
@@ -29,13 +31,13 @@ class Trainer:
     """Steps of 8 rows with one optimiser, on several meshes; each is compiled once."""
 
     def __init__(self, name):
-        self.config = tiny_config(optimizer__name=name)
+        self.config = tiny_config(optimizer__name=name, train__batch_rows=8)
         self.rows = random_rows(1, 8)
         self.programs = {}
 
     def program(self, shape):
         if shape not in self.programs:
-            self.programs[shape] = make_train_step(self.config, mesh_of(shape))
+            self.programs[shape] = compile_train_step(self.config, mesh_of(shape))
         return self.programs[shape]
 
     def new(self, shape):
@@ -94,6 +96,41 @@ def test_every_mesh_goes_on_as_one_device_does(trainer, half_way):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), state, whole)
         _, all_of_them = trainer.take(shape, trainer.new(shape), 0, 6)
         np.testing.assert_allclose(all_of_them, losses, rtol=2e-6)
+
+
+def test_devices_exchange_matrices_and_no_more(trainer):
+    """Between those that have parts of a matrix, all-to-all, there and back; between copies, the results alone."""
+    shape = MESHES[trainer.config.optimizer.name][0]
+    mesh = mesh_of(shape)
+    found = collectives(parse(trainer.program(shape).as_text()), mesh.shape)
+    ours = [c for c in found if "/muon/" in c.where]
+    kinds = {
+        (c.kind, c.axes) for c in ours if c.bytes > 8 * 48 * 3 * 4
+    }  # but for NorMuon's vectors
+    if shape == (8, 1, 1):
+        assert kinds == {("all-gather", ("data",))}
+        # 9 matrices of 32 x 32, 4 of 32 x 48, 2 of 48 x 32, each number filled up to the devices.
+        matrices = 16 * 32 * 32 + 8 * 32 * 48 + 8 * 48 * 32
+        vectors = 16 * 32 + 8 * 48 + 8 * 32
+        assert sum(c.bytes * c.times for c in ours) == 4 * (matrices + vectors)
+    else:
+        assert {("all-to-all", ("fsdp",)), ("all-to-all", ("tensor",))} <= kinds
+        assert {c for kind, axes in kinds if kind == "all-gather" for c in axes} <= {
+            "data",
+            "tensor",
+        }
+
+
+def test_products_of_the_published_model_are_shared_evenly():
+    """155 matrices of base on 8 devices: 67 + 22 of 768 x 768 and 44 + 22 of 768 x 1152."""
+    config = tiny_config(optimizer__name="muon")
+    config.model.update(
+        {"hidden_size": 768, "num_heads": 12, "num_layers": 22, "intermediate_size": 1152}
+    )
+    square, wide = 5 * 6 * 768**3, 5 * (4 * 768**2 * 1152 + 2 * 768**3)
+    assert matrix_flops(config, mesh_of(ONE)) == 89 * square + 66 * wide
+    assert matrix_flops(config, mesh_of((8, 1, 1))) == 12 * square + (6 + 3) * wide
+    assert matrix_flops(tiny_config(), mesh_of(ONE)) == 0
 
 
 def test_momentum_lies_like_its_parameters(trainer):

@@ -20,6 +20,7 @@ What counts as one matrix is part of the definition. Query, key and value are on
 halves of the gated linear unit: fused, they are one array for speed alone, and Jordan et al. found them better apart.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -49,7 +50,9 @@ class Matrix(NamedTuple):
 class MuonState(NamedTuple):
     rest: Any  # state of the other optimiser
     mu: optax.Updates  # momentum, float32, shaped as the parameters that hold matrices
-    nu: optax.Updates  # NorMuon: second moments of the neurons, float32 [matrices, outputs] of each; Muon: empty
+    nu: (
+        optax.Updates
+    )  # NorMuon: second moments of the neurons, float32 [matrices, outputs] of each; Muon: empty
 
 
 def muon(
@@ -87,7 +90,9 @@ def muon(
         mu = {path: jnp.zeros(p.shape, jnp.float32) for path, p in ours.items()}
         nu = {path: jnp.zeros(_stack(x, matrices[path])[:, 0].shape) for path, x in mu.items()}
         nu = {} if b2 is None else nu
-        return MuonState(rest.init(others), unflatten_dict(mu, sep="/"), unflatten_dict(nu, sep="/"))
+        return MuonState(
+            rest.init(others), unflatten_dict(mu, sep="/"), unflatten_dict(nu, sep="/")
+        )
 
     def update(gradients, state, params, *, learning_rate, apply=True, **unused_extra_args):
         del unused_extra_args
@@ -170,13 +175,23 @@ def group(
     return groups
 
 
+def iteration_flops(
+    matrices: Mapping[str, Matrix], params: Mapping[str, Any], devices: int
+) -> float:
+    """FLOPs of all iterations of a step on the device that has most to do."""
+    total = 0
+    for ((r, c), _), paths in group(matrices, params).items():
+        several = sum(math.prod(params[path].shape) for path in paths) // (r * c)
+        short, long = min(r, c), max(r, c)
+        # x x^T, its square, and their sum times x.
+        one = 2 * short**2 * long + 2 * short**3 + 2 * short**2 * long
+        total += -(-several // devices) * ITERATIONS * one
+    return total
+
+
 def _matrix_shape(shape: tuple[int, ...], matrix: Matrix) -> tuple[int, int]:
-    r, c = 1, 1
-    for i in matrix.inputs:
-        r *= shape[i]
-    for i in matrix.outputs:
-        c *= shape[i]
-    return r, c
+    inputs, outputs = (math.prod(shape[i] for i in side) for side in matrix[:2])
+    return inputs, outputs
 
 
 def _order(matrix: Matrix, ndim: int) -> tuple[int, ...]:

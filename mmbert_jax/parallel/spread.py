@@ -36,7 +36,10 @@ def spread(function: Callable, mesh: Mesh, rows: str | None, columns: str | None
             jax.lax.all_gather(y, axes, axis=0, tiled=True) for y, axes in ((x, copies), (v, every))
         )
 
-    x_spec, whole = PartitionSpec(None, *(axis if axis in parts else None for axis in (rows, columns))), PartitionSpec()
+    x_spec, whole = (
+        PartitionSpec(None, *(axis if axis in parts else None for axis in (rows, columns))),
+        PartitionSpec(),
+    )
     on_all = jax.shard_map(
         on_a_device,
         mesh=mesh,

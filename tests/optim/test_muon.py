@@ -1,4 +1,4 @@
-"""Muon and NorMuon against a NumPy reference in float64, written from the papers' formulas; their directions against SVD."""
+"""Muon and NorMuon against a NumPy reference in float64, written from the papers' formulas, and against SVD."""
 
 import jax
 import jax.numpy as jnp
@@ -168,7 +168,9 @@ TOLERANCE = 1e-6
 def test_the_comparison_would_notice(normuon):
     """Each hyperparameter, changed in the reference only, is more than the tolerance away."""
     *_, got = run(initial_params(), normuon)
-    for change in ({"momentum": 0.949}, {"decay": 3e-4}, {"rms": 0.201}, {"b2": 0.899})[: 3 + normuon]:
+    for change in ({"momentum": 0.949}, {"decay": 3e-4}, {"rms": 0.201}, {"b2": 0.899})[
+        : 3 + normuon
+    ]:
         *_, want = reference(initial_params(), rates(), normuon=normuon, **change)
         away = max(np.abs(got[name] - want[name]).max() for name in MATRICES)
         assert away > 3 * TOLERANCE, change
@@ -204,7 +206,8 @@ def test_steps_that_are_not_taken_leave_no_trace(normuon):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "spread", "atol"), [(jnp.float32, (0.68, 1.21), 3e-4), (jnp.bfloat16, (0.64, 1.23), 0.15)]
+    ("dtype", "spread", "atol"),
+    [(jnp.float32, (0.68, 1.21), 3e-4), (jnp.bfloat16, (0.64, 1.23), 0.15)],
 )
 @pytest.mark.parametrize("shape", [(64, 64), (64, 96), (96, 64)])
 def test_singular_values_come_near_one_and_vectors_stay(dtype, spread, atol, shape):
@@ -215,7 +218,8 @@ def test_singular_values_come_near_one_and_vectors_stay(dtype, spread, atol, sha
     x = 1e-4 * (u * values) @ vt
     o = np.asarray(jax.jit(newton_schulz)(jnp.asarray(x, dtype)), np.float64)
     found = np.linalg.svd(o, compute_uv=False)
-    assert spread[0] < found.min() and found.max() < spread[1]
+    assert spread[0] < found.min()
+    assert found.max() < spread[1]
     # What the iterations do to a number, written out: nothing else happens to a singular value.
     expected = values / np.linalg.norm(values)
     for _ in range(5):

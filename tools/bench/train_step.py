@@ -124,7 +124,9 @@ def make_config(size: str, rows: str, arguments) -> tuple[Fields, int]:
         data=Fields(row_length=length),
         mask=Fields(ratio=masked, mask_share=0.8, random_share=0.1),
         train=Fields(batch_rows=microbatch, microbatch_rows=microbatch, loss_chunk=16_000),
-        optimizer=Fields(name="stable_adamw", peak_lr=8e-4, weight_decay=8e-5, b1=0.9, b2=0.95, eps=1e-8),
+        optimizer=Fields(
+            name="stable_adamw", peak_lr=8e-4, weight_decay=8e-5, b1=0.9, b2=0.95, eps=1e-8
+        ),
         mesh=Fields(data=1, fsdp=1, tensor=1),
     ), document
 
