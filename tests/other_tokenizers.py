@@ -42,6 +42,31 @@ def byte_level(texts: Sequence[str] | None = None, vocab_size: int = 400) -> tok
     return _around(tokenizer, "[CLS]", "[SEP]")
 
 
+def llama(texts: Sequence[str], vocab_size: int = 600) -> tokenizers.Tokenizer:
+    """Like Llama 3's: byte-level BPE, special tokens behind the vocabulary, BOS before a text and nothing behind it."""
+    tokenizer = tokenizers.Tokenizer(models.BPE(ignore_merges=True))
+    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+"
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(words), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A",
+        special_tokens=[("<|begin_of_text|>", tokenizer.token_to_id("<|begin_of_text|>"))],
+    )
+    return tokenizer
+
+
 def unigram(texts: Sequence[str] | None = None, vocab_size: int = 300) -> tokenizers.Tokenizer:
     """Like XLM-R's: <s>, <pad>, </s>, <unk> in front and <mask> last, all of them in the vocabulary."""
     tokenizer = tokenizers.Tokenizer(models.Unigram())

@@ -89,6 +89,13 @@ def parse_arguments() -> argparse.Namespace:
         "--tokenizer", required=True, help="a *.model or tokenizer.json, or its folder"
     )
     parser.add_argument(
+        "--tokens_of",
+        metavar="TOKENIZER",
+        help="the tokenizer.json (or its folder) that made the input_ids of MDS where that is another one, as "
+        "ProLong's is Llama 3's: they are made text again, document by document, and tokenised by --tokenizer; "
+        "documents are what the column indices says, and end at that tokeniser's BOS and EOS",
+    )
+    parser.add_argument(
         "--row_length",
         nargs="+",
         type=int,
@@ -190,6 +197,7 @@ def main() -> None:
         shard_tokens=args.shard_tokens,
         rules=Rules(args.normalise, args.min_characters, args.max_characters, args.drop_repetitive),
         deduplicate=args.deduplicate == "exact",
+        tokens_of=None if args.tokens_of is None else place(args.tokens_of),
     )
     start = time.monotonic()
     manifest = prepare_corpus(

@@ -70,6 +70,17 @@ def find_special(path: Place, description: Description) -> tuple[SpecialIds, dic
     return SpecialIds(**found, others=others), {r: p for r, p in pieces.items() if p in ids}
 
 
+def named_ends(path: Place, ids: Mapping[str, int]) -> set[str]:
+    """The pieces that the files beside a tokenizer.json call its beginning or end; `ids` are those of all pieces.
+
+    Raises:
+      UserError: such a file is no JSON object.
+    """
+    fields = _fields_beside(path)
+    named = {_piece(fields.get(name)) for role in ("bos", "eos") for name in _NAMES[role]}
+    return {piece for piece in named if piece in ids}
+
+
 def has_gemmas(special: SpecialIds) -> bool:
     """Whether a tokeniser's five are Gemma's."""
     return all(getattr(special, role) == getattr(GEMMA, role) for role in ROLES)
@@ -86,20 +97,28 @@ def pieces_of(description: Description) -> dict[str, int]:
 
 def _named(path: Place, ids: Mapping[str, int]) -> dict[str, str]:
     """Role -> piece by the files beside the tokeniser; empty unless they name all that is needed."""
+    fields = _fields_beside(path)
+    found = {}
+    for role, names in _NAMES.items():
+        for name in names:
+            piece = _piece(fields.get(name))
+            if piece in ids:
+                found.setdefault(role, piece)
+    return found if all(role in found for role in _NEEDED) else {}
+
+
+def _fields_beside(path: Place) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for file in naming_files(path):
         try:
             fields |= json.loads(file.read_bytes().decode("utf-8-sig"))
         except (ValueError, TypeError) as error:
             raise UserError(f"{file}: not a JSON object ({error})") from None
-    found = {}
-    for role, names in _NAMES.items():
-        for name in names:
-            value = fields.get(name)
-            piece = value.get("content") if isinstance(value, Mapping) else value
-            if piece in ids:
-                found.setdefault(role, piece)
-    return found if all(role in found for role in _NEEDED) else {}
+    return fields
+
+
+def _piece(value: Any) -> Any:
+    return value.get("content") if isinstance(value, Mapping) else value
 
 
 def _usual(ids: Mapping[str, int]) -> dict[str, str]:

@@ -43,8 +43,8 @@ _PROLONG = "princeton-nlp/prolong-data-64K"
 _BY_NAME = "release inferred from the name; its files are listed in urls/v1_7.txt, their folders were not looked at"
 _FILES_NOT_SEEN = "names of the files were not looked at"
 _PROLONG_REMARK = (
-    "MDS with `input_ids` of Llama 3's tokeniser and `indices` of the documents, no text: to be decoded with that"
-    " tokeniser, cut, and tokenised again"
+    "MDS with `input_ids` of Llama 3's tokeniser and `indices` of the documents, no text: prepare it with"
+    " `--tokens_of`, naming that tokeniser's `tokenizer.json`"
 )
 
 # Source, as sources.py names it -> where it comes from.

@@ -23,9 +23,10 @@ from mmbert_jax.data.prepare.parts import first_ids, kept_parts, parts_folder
 from mmbert_jax.data.prepare.settings import Settings
 from mmbert_jax.data.prepare.tokenise import check_documents, sum_dropped, tokenize
 from mmbert_jax.data.prepare.workers import Engine, run_jobs
-from mmbert_jax.data.sources import Faults, Input, split
+from mmbert_jax.data.sources import Faults, Input, OtherTokenizer, load_other, split
 from mmbert_jax.data.tokenizer import load_tokenizer
 from mmbert_jax.data.tokenizer_identity import describe_tokenizer
+from mmbert_jax.errors import UserError
 from mmbert_jax.files import write_json
 from mmbert_jax.places import Place
 
@@ -61,13 +62,14 @@ def prepare_corpus(
     """
     check_output(output, overwrite)
     tokenizer = load_tokenizer(settings.tokenizer)
+    tokens_of = _load_tokens_of(inputs, settings)
     parts_in = parts_folder(output)
     with (
         kept_parts(parts_in, keep_parts),
         run_jobs(engine, settings, tokenizer.special) as run,
     ):
-        pieces = split(inputs)
-        parts = tokenize(pieces, run, parts_in, tokenizer, settings)
+        pieces = split(inputs, several=tokens_of is not None)
+        parts = tokenize(pieces, run, parts_in, tokenizer, settings, tokens_of)
         faults = Faults()
         for part in parts:
             faults.merge(part.counts.faults)
@@ -112,7 +114,19 @@ def prepare_corpus(
                 "row_lengths": row_lengths,
             }
             manifest |= settings.rules.described()
+            if tokens_of is not None:
+                manifest["tokens_of"] = tokens_of.described()
             if dropped:
                 manifest["dropped_documents"] = dict(sorted(dropped.items()))
             write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def _load_tokens_of(inputs: Sequence[Input], settings: Settings) -> OtherTokenizer | None:
+    if settings.tokens_of is None:
+        return None
+    if not any(source.format == "mds" for source in inputs):
+        raise UserError(
+            "--tokens_of: the inputs have no MDS, of which it would read tokens; leave it out"
+        )
+    return load_other(settings.tokens_of)

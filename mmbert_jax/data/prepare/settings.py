@@ -25,3 +25,4 @@ class Settings:
     shard_tokens: int = SHARD_TOKENS
     rules: Rules = field(default_factory=Rules)
     deduplicate: bool = False  # whether of equal texts all but the first are dropped
+    tokens_of: Place | None = None  # the tokeniser that made the tokens of MDS, to be made text of

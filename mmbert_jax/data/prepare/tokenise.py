@@ -31,6 +31,7 @@ from mmbert_jax.data.sources import (
     Document,
     Faults,
     Input,
+    OtherTokenizer,
     Piece,
     Slice,
     read_slice,
@@ -50,15 +51,25 @@ class _Job:
 
 
 def tokenize(
-    pieces: Sequence[Piece], run: Run, folder: Place, tokenizer: Tokenizer, settings: Settings
+    pieces: Sequence[Piece],
+    run: Run,
+    folder: Place,
+    tokenizer: Tokenizer,
+    settings: Settings,
+    tokens_of: OtherTokenizer | None,
 ) -> list[Part]:
     """The parts of all pieces, in order; those that are finished are not made again.
+
+    Args:
+      tokens_of: that of the settings.
 
     Raises:
       UserError: a bad record, with its place; a text that the tokeniser makes special tokens of.
     """
     decided_by = [describe_tokenizer(tokenizer), asdict(settings.fields), settings.held_out]
     decided_by.append(settings.rules.described())
+    if tokens_of is not None:
+        decided_by.append(tokens_of.described())
     names = name_pieces(pieces, decided_by)
     there = finished(folder)
     jobs = [
@@ -139,7 +150,7 @@ def tokenize_piece(job: _Job) -> Part:
     for number, part in enumerate(job.piece):
         counted = 0
         workers.note(part.source.path)
-        for batch in read_slice(part, fields):
+        for batch in read_slice(part, fields, workers.tokens_of()):
             found = _tokenize(batch, part, number, keys, empty, dropped)
             columns.append(found.columns)
             tokens.append(found.tokens)

@@ -17,6 +17,7 @@ from typing import Any
 from mmbert_jax.data.prepare.in_order import in_order
 from mmbert_jax.data.prepare.ray_jobs import ray_jobs
 from mmbert_jax.data.prepare.settings import Settings
+from mmbert_jax.data.sources import OtherTokenizer, load_other
 from mmbert_jax.data.special_ids import SpecialIds
 from mmbert_jax.data.tokenizer import Tokenizer, load_tokenizer
 from mmbert_jax.errors import UserError
@@ -33,6 +34,7 @@ class _Worker:
 
     settings: Settings | None = None
     tokenizer: Tokenizer | None = None
+    tokens_of: OtherTokenizer | None = None
     special: SpecialIds | None = None
     notes: Path | None = None  # a file for what it reads now
 
@@ -59,10 +61,19 @@ def tokenizer() -> Tokenizer:
     return _worker.tokenizer
 
 
+def tokens_of() -> OtherTokenizer | None:
+    """The tokeniser that made the inputs' tokens, where the settings name one; loaded when first asked for."""
+    path = settings().tokens_of
+    if path is not None and _worker.tokens_of is None:
+        _worker.tokens_of = load_other(path)
+    return _worker.tokens_of
+
+
 def begin(given: Settings, special: SpecialIds) -> None:
     """What this process works with from now on."""
     if (given, special) != (_worker.settings, _worker.special):
-        _worker.settings, _worker.special, _worker.tokenizer = given, special, None
+        _worker.settings, _worker.special = given, special
+        _worker.tokenizer = _worker.tokens_of = None
     # One process per core: threads inside of them would only get in each other's way.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -91,7 +102,8 @@ def _end_with_parent() -> None:
 def run_jobs(engine: Engine, given: Settings, special: SpecialIds) -> Iterator[Run]:
     """Gives `run(function, jobs)`, which yields the results in the order of the jobs, a bounded number at a time."""
     if engine == 1:
-        _worker.settings, _worker.tokenizer, _worker.special = given, None, special
+        _worker.settings, _worker.special = given, special
+        _worker.tokenizer = _worker.tokens_of = None
         yield map
     elif isinstance(engine, str):
         with ray_jobs(engine, begin, (given, special)) as run:

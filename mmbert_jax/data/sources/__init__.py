@@ -6,6 +6,7 @@ from mmbert_jax.data.sources.find import find_inputs
 from mmbert_jax.data.sources.inputs import FORMATS, Input
 from mmbert_jax.data.sources.lines import is_blank, parse_object, string_field
 from mmbert_jax.data.sources.listing import one_file
+from mmbert_jax.data.sources.other_tokens import OtherTokenizer, load_other
 from mmbert_jax.data.sources.pieces import Piece, Slice, split
 from mmbert_jax.data.sources.records import (
     Batch,
@@ -24,11 +25,13 @@ __all__ = [
     "Faults",
     "Fields",
     "Input",
+    "OtherTokenizer",
     "Piece",
     "Slice",
     "count_languages",
     "find_inputs",
     "is_blank",
+    "load_other",
     "one_file",
     "open_decompressed",
     "parse_object",

@@ -5,7 +5,7 @@ nothing depends on the number of processes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mmbert_jax.data.sources.inputs import Input
 
@@ -28,6 +28,7 @@ class Slice:
       stripe, stripes: of all batches of sequential JSONL those of which the number leaves `stripe` behind; of what has
         rows, this of so many equal ranges.
       size: bytes of the input, as they are stored, that this is the reading of.
+      several: whether a record of it may be several documents, which are then numbered instead.
     """
 
     input_index: int
@@ -37,18 +38,32 @@ class Slice:
     size: int
     stripe: int = 0
     stripes: int = 1
+    several: bool = False
 
     @property
     def is_counted(self) -> bool:
         """Whether its records are numbered from the file's beginning, not from its own."""
+        if self.several:
+            return self.stripe == 0
         return self.source.format != "jsonl" or self.start == 0 or self.stripes > 1
 
 
 Piece = tuple[Slice, ...]
 
 
-def split(inputs: Sequence[Input]) -> list[Piece]:
-    """All of the inputs, in order, in pieces."""
+def split(inputs: Sequence[Input], several: bool = False) -> list[Piece]:
+    """All of the inputs, in order, in pieces.
+
+    Args:
+      several: whether a row of MDS may be several documents.
+    """
+    pieces = _split(inputs)
+    if not several:
+        return pieces
+    return [tuple(replace(x, several=x.source.format == "mds") for x in piece) for piece in pieces]
+
+
+def _split(inputs: Sequence[Input]) -> list[Piece]:
     pieces: list[Piece] = []
     waiting: list[Slice] = []
     size = 0  # of those that wait

@@ -20,8 +20,9 @@ from mmbert_jax.data.sources.lines import (
     parse_object,
     string_field,
 )
+from mmbert_jax.data.sources.other_tokens import INDICES, OtherTokenizer, texts_of_row
 from mmbert_jax.data.sources.pieces import Slice, whole
-from mmbert_jax.data.sources.rows import column_names, read_rows, read_tokens
+from mmbert_jax.data.sources.rows import column_names, ids_of, read_rows, read_tokens
 from mmbert_jax.errors import UserError
 
 BATCH_BYTES = 1 << 20
@@ -95,8 +96,13 @@ def count_languages(inputs: Sequence[Input], fields: Fields) -> Counter[str]:
     )
 
 
-def read_slice(part: Slice, fields: Fields) -> Iterator[Batch]:
+def read_slice(
+    part: Slice, fields: Fields, tokens_of: OtherTokenizer | None = None
+) -> Iterator[Batch]:
     """The documents of a slice. A batch has about BATCH_BYTES, or one record if that is longer.
+
+    Args:
+      tokens_of: what made the tokens of MDS, of which the texts are then read; its slices are `several`.
 
     Raises:
       UserError: a file that cannot be read or decompressed; invalid UTF-8 or JSON, a missing field, a text or language
@@ -107,7 +113,7 @@ def read_slice(part: Slice, fields: Fields) -> Iterator[Batch]:
         return _read_text(part, fields)
     if part.source.format == "jsonl":
         return _read_jsonl(part, fields)
-    return _read_table(part, fields)
+    return _read_table(part, fields, tokens_of)
 
 
 def _read_text(part: Slice, fields: Fields) -> Iterator[Batch]:
@@ -217,11 +223,13 @@ def _gather[T](stream: Iterable[T], length: Callable[[T], int] = len) -> Iterato
         yield lines
 
 
-def _read_table(part: Slice, fields: Fields) -> Iterator[Batch]:
+def _read_table(part: Slice, fields: Fields, tokens_of: OtherTokenizer | None) -> Iterator[Batch]:
     """The documents of what has rows."""
     source = part.source
     names, faults = column_names(source), Faults()
-    if source.format == "mds" and fields.text not in names and fields.tokens in names:
+    if source.format == "mds" and tokens_of is not None:
+        documents = _of_other_tokens(part, names, fields, tokens_of, faults)
+    elif source.format == "mds" and fields.text not in names and fields.tokens in names:
         documents = _of_tokens(part, fields)
     else:
         _check_columns(source, names, fields)
@@ -266,17 +274,43 @@ def _of_rows(part: Slice, fields: Fields, faults: Faults) -> Iterator[Document]:
 
 
 def _of_tokens(part: Slice, fields: Fields) -> Iterator[Document]:
-    source = part.source
     if fields.ends is None:
-        raise UserError(f"{source.path}: holds tokens, no text")
+        raise UserError(f"{part.source.path}: holds tokens, no text")
+    language = _language_of_tokens(part.source, fields)
+    for number, tokens in read_tokens(part, fields.tokens, *fields.ends):
+        yield Document(part.input_index, number, language, "", tokens.tobytes(), tokens)
+
+
+def _of_other_tokens(
+    part: Slice, names: Sequence[str], fields: Fields, other: OtherTokenizer, faults: Faults
+) -> Iterator[Document]:
+    """The texts of rows of another tokeniser's tokens, numbered from the slice's beginning."""
+    source, column = part.source, fields.tokens
+    if column not in names:
+        raise UserError(
+            f"{source.path}: no column {column!r}, only {', '.join(map(repr, names))}, but --tokens_of is for tokens;"
+            " leave it out"
+        )
+    language = _language_of_tokens(source, fields)
+    passing_over, number = _passing_over(faults, fields), 0
+    for row_number, row in read_rows(part, [column, INDICES]):
+        texts: list[str] = []
+        with passing_over:
+            place = f"{source.path}, sample {row_number}"
+            texts = texts_of_row(ids_of(row, column, place), row.get(INDICES), other, place)
+        for text in texts:
+            number += 1
+            yield Document(part.input_index, number, language, text, text.encode())
+
+
+def _language_of_tokens(source: Input, fields: Fields) -> str:
     language = fields.language or source.language or fields.default_language
     if language is None:
         raise UserError(
             f"{source.path}: rows of tokens do not say what their language is; name it with --language or "
             "--language_from_path"
         )
-    for number, tokens in read_tokens(part, fields.tokens, *fields.ends):
-        yield Document(part.input_index, number, language, "", tokens.tobytes(), tokens)
+    return language
 
 
 class _Line(NamedTuple):
@@ -286,6 +320,9 @@ class _Line(NamedTuple):
     number: int
 
     def __str__(self) -> str:
+        if self.part.several:
+            of = f"part {self.part.stripe + 1} of {self.part.stripes}"
+            return f"{self.part.source.path}, document {self.number} in {of}"
         before = 0 if self.part.is_counted else _lines_before(self.part)
         return f"{self.part.source.path}, {_RECORD[self.part.source.format]} {before + self.number}"
 

@@ -91,7 +91,7 @@ def _rows_from(shards: list[mds.Shard], at: int, start: int, column: str) -> Ite
             return
         columns = [column, DOCUMENT_COLUMN]
         for number, sample in mds.read_samples(shard, start, shard.samples, columns):
-            tokens = _tokens(sample, column, f"{shard.path}, sample {number}")
+            tokens = ids_of(sample, column, f"{shard.path}, sample {number}")
             yield Row(before + number, tokens, sample.get(DOCUMENT_COLUMN))
         before, start = before + shard.samples, 0
 
@@ -120,7 +120,8 @@ def _until(rows: Iterator[Row], stop: int, eos: int) -> Iterator[Row]:
         before = row
 
 
-def _tokens(sample: dict[str, Any], column: str, place: str) -> np.ndarray:
+def ids_of(sample: dict[str, Any], column: str, place: str) -> np.ndarray:
+    """The token ids of a sample, uint32 [n]; UserError where the column has none."""
     value = sample.get(column)
     array = np.asarray([] if isinstance(value, list) and not value else value)
     if array.size == 0 and array.ndim == 1:
