@@ -113,8 +113,9 @@ def make_train_step(
         dropout_keys = row_keys(jax.random.fold_in(key, _DROPOUT), numbers)
         model = bind(model_config, params)
         hidden = model(inputs, rows["segment_ids"], rows["positions"], dtype, dropout_keys)
-        losses, correct = model.losses(hidden, positions, labels, config.train.loss_chunk, decoder)
-        loss = (losses * weights).sum()
+        loss, correct = model.weighted_loss(
+            hidden, positions, labels, weights, config.train.loss_chunk, decoder
+        )
         return loss, {"loss": loss, "correct": (correct * weights).sum(), "targets": weights.sum()}
 
     def accumulate(params, batch: Batch, count, first_row, key):

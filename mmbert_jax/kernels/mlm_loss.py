@@ -128,7 +128,7 @@ def _forward(chunks, hidden, embedding, bias, labels):
     def body(c, carry):
         largest, total, target = carry
         logits, _ = _logits(hidden, embedding, bias, c)
-        chunk_largest, chunk_total = _largest_and_total(logits)
+        chunk_largest, chunk_total = largest_and_total(logits)
         new = jnp.maximum(largest, chunk_largest)
         total = total * jnp.exp(largest - new) + chunk_total * jnp.exp(chunk_largest - new)
         own = jnp.take_along_axis(logits, (labels // count)[:, None], axis=1)[:, 0]
@@ -140,7 +140,7 @@ def _forward(chunks, hidden, embedding, bias, labels):
     return normaliser - target, target >= largest, normaliser
 
 
-def _largest_and_total(logits):
+def largest_and_total(logits):
     """The largest of logits [N, W] in a row, and the sum of the exponentials of their distances from it, both [N]."""
 
     def one_pass(logits):
