@@ -1,7 +1,7 @@
 """The speedrun: least held-out bits a byte after a fixed number of tokens, on two CPU cores, in at most three minutes.
 
 Reproduces: nothing published; the rules and the results are in docs/speedrun.md.
-Command, everything: python tools/speedrun.py --help
+Command, five seeds:  python tools/speedrun.py run --data runs/speedrun/cldr --entries stable_adamw muon
 Command, one run:    python -m mmbert_jax.train --config configs/speedrun.py:muon --config.data.corpus=CORPUS
 Planned for:         2 CPU cores, 2 to 3 minutes.
 
@@ -56,6 +56,16 @@ ENTRIES: dict[str, dict[str, Any]] = {
         "optimizer.final_lr_fraction": 1.0,
     },
     "stable_adamw": {"optimizer.peak_lr": 2e-3, "optimizer.weight_decay": 2e-4},
+    "muon": {
+        "optimizer.name": "muon",
+        "optimizer.peak_lr": 4e-3,
+        "optimizer.weight_decay": 2e-4,
+    },
+    "normuon": {
+        "optimizer.name": "normuon",
+        "optimizer.peak_lr": 4e-3,
+        "optimizer.weight_decay": 2e-4,
+    },
 }
 
 
