@@ -96,7 +96,8 @@ def rows_to_arrays(
     segment_ids, positions = np.zeros(shape, np.int32), np.ones(shape, np.int32)
     segment_ids[:, 0], positions[:, 0] = 1, 0
     count = np.array([len(ends) for _, ends in rows], np.int64)
-    stop = np.concatenate([np.empty(0, np.int64), *(ends for _, ends in rows)])
+    ends = [ends for _, ends in rows]
+    stop = np.concatenate([[], *ends], dtype=np.int64, casting="unsafe")
     length = np.diff(stop, prepend=0)
     last = np.cumsum(count)[count > 0] - 1  # of each row's segments
     length[last[:-1] + 1] = stop[last[:-1] + 1]

@@ -84,11 +84,17 @@ def test_a_record_of_another_length_is_refused(change):
         corpus.decode_row(change(record))
 
 
-@given(st.lists(rows(), max_size=4), st.integers(0, 5), st.integers(0, 2))
-def test_arrays_of_rows_are_what_the_model_is_told(found, padding, more):
+@given(
+    st.lists(rows(), max_size=4),
+    st.integers(0, 5),
+    st.integers(0, 2),
+    st.sampled_from([np.uint32, np.int64, np.uint64]),
+)
+def test_arrays_of_rows_are_what_the_model_is_told(found, padding, more, dtype):
     row_length = max((len(tokens) for tokens, _, _ in found), default=7) + padding
     empty = np.zeros(0, np.uint32), np.zeros(0, np.int64)
-    given_rows = [(tokens % 1000, ends) for tokens, ends, _ in found] + [empty] * more
+    given_rows = [(tokens % 1000, ends.astype(dtype)) for tokens, ends, _ in found]
+    given_rows += [empty] * more
     arrays = corpus.rows_to_arrays(given_rows, row_length, pad=0)
     for slot, (tokens, ends) in enumerate(given_rows):
         segment, position, expected = 1, 0, []
