@@ -118,8 +118,8 @@ FIELDS = {
     "train.batch_warmup_from_rows": _positive.or_else(lambda config: config.train.batch_rows),
     "train.batch_warmup_stage_rows": _positive.or_else(lambda config: config.train.microbatch_rows),
     "train.batch_warmup_tokens": _count.or_else(0),
-    # Classes whose logits are held at a time in the loss: of held-out rows, and in training where a mesh shards the
-    # embedding (fsdp, tensor). Elsewhere training holds 2 GiB, or a quarter, of all logits of its targets.
+    # Classes whose logits are held at a time in the loss: of held-out rows, and in training on TPUs and where a mesh
+    # shards the embedding (fsdp, tensor). Elsewhere training holds 2 GiB, or a quarter, of all logits of its targets.
     "train.loss_chunk": _positive.or_else(16_000),
     # A step with a loss or gradient that is not finite changes nothing. After this many in a row the run goes back to
     # the checkpoint before them and on behind their rows.

@@ -8,8 +8,8 @@ What is computed and what is estimated:
   memory        the compiler's own plan. TPU compilers refuse a step that does not fit; for GPUs it is compared with
                 what a program gets (mmbert_jax/parallel/hardware.py has all figures of the hardware).
   collectives   read from the compiled program, times the length of its loops, for the largest batch of the phase.
-  rate          a bound: the slowest of products at peak FLOP/s (the loss's logits twice where a mesh with fsdp or
-                tensor has them computed again), memory traffic (operands and results of each fusion, once) and
+  rate          a bound: the slowest of products at peak FLOP/s (the loss's logits twice on TPUs and with fsdp or
+                tensor, where they are computed again), memory traffic (operands and results of each fusion, once) and
                 collectives (all links evenly used), the other two hidden behind it; and the rate if nothing is hidden.
                 No measurement.
   suggestion    linear in the rows of a microbatch, from one compiled program: an estimate, to be compiled again.

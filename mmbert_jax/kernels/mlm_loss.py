@@ -60,7 +60,7 @@ def token_losses(
       losses: float32 [N], differentiable in hidden, embedding and bias.
       correct: bool [N], whether the label has the largest logit.
     """
-    losses = functools.partial(_token_losses, chunks_of(embedding.shape[0], chunk))
+    losses = functools.partial(device_losses, chunks_of(embedding.shape[0], chunk))
     return _by_replica(losses)(hidden, embedding, bias, labels)
 
 
@@ -86,7 +86,8 @@ def _by_replica(losses):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _token_losses(chunks, hidden, embedding, bias, labels):
+def device_losses(chunks, hidden, embedding, bias, labels):
+    """`token_losses` with the `Chunks` given, of what a device or a replica of the embedding has."""
     losses, correct, _ = _forward(chunks, hidden, embedding, bias, labels)
     return losses, correct
 
@@ -166,12 +167,12 @@ def _loop(count, body, start):
     return body(0, start) if count == 1 else jax.lax.fori_loop(0, count, body, start)
 
 
-def _token_losses_fwd(chunks, hidden, embedding, bias, labels):
+def _device_losses_fwd(chunks, hidden, embedding, bias, labels):
     losses, correct, normaliser = _forward(chunks, hidden, embedding, bias, labels)
     return (losses, correct), (hidden, embedding, bias, labels, normaliser)
 
 
-def _token_losses_bwd(chunks, residuals, cotangents):
+def _device_losses_bwd(chunks, residuals, cotangents):
     hidden, embedding, bias, labels, normaliser = residuals
     weight, _ = cotangents  # [N]; `correct` is boolean and has no gradient
     (vocab, depth), count = embedding.shape, chunks.count
@@ -206,4 +207,4 @@ def _token_losses_bwd(chunks, residuals, cotangents):
     )
 
 
-_token_losses.defvjp(_token_losses_fwd, _token_losses_bwd)
+device_losses.defvjp(_device_losses_fwd, _device_losses_bwd)

@@ -5,18 +5,26 @@ gradient of the hidden states, gradient of the embedding) instead of four: `toke
 losses' cotangents, computes all logits again. The gradients are what the backward pass keeps, and scales. They take no
 memory that it would not need anyway: the loss ends the forward pass and begins the backward pass.
 
-All classes of some targets are held at a time, in parts one after the other.
+All classes of some targets are held at a time, in parts one after the other. Not on TPUs: there the logits of a chunk
+of classes stay in a chip's fast memory, all classes' do not, and their way through main memory takes longer than the
+product that is saved, by the compiler's figures (docs/log.md).
 
 Letters: N targets, D hidden size, V vocabulary.
 """
 
+import functools
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from mmbert_jax.kernels.mlm_loss import largest_and_total, token_losses
+from mmbert_jax.kernels.mlm_loss import (
+    chunks_of,
+    device_losses,
+    largest_and_total,
+    token_losses,
+)
 
 # Float32 logits that a device holds at a time, in bytes; half of that comes on top for their gradient in bfloat16.
 _LOGITS = 2 * 2**30
@@ -42,7 +50,8 @@ def weighted_loss(
       bias: float32 [V].
       labels: int32 [N].
       weights: float32 [N], 0 where there is no target.
-      chunk: classes whose logits are held at a time where the mesh asks for `token_losses`, see `forms_gradient`.
+      chunk: classes whose logits are held at a time on TPUs, and where the mesh asks for `token_losses`, see
+        `forms_gradient`.
 
     Returns:
       loss: float32, differentiable in hidden, embedding, bias and weights.
@@ -53,10 +62,10 @@ def weighted_loss(
         losses, correct = token_losses(hidden, embedding, bias, labels, chunk)
         return (losses * weights).sum(), correct
     if mesh.shape.get("data", 1) == 1:
-        return _weighted_loss(hidden, embedding, bias, labels, weights)
+        return _weighted_loss(chunk, hidden, embedding, bias, labels, weights)
 
     def of_replica(*inputs):
-        loss, correct = _weighted_loss(*inputs)
+        loss, correct = _weighted_loss(chunk, *inputs)
         return loss[None], correct
 
     # Each replica of the embedding has its own targets, and a gradient that stays its own: the replicas' are summed
@@ -85,30 +94,30 @@ def forms_gradient(mesh: Mapping[str, int]) -> bool:
     return mesh.get("fsdp", 1) == 1 and mesh.get("tensor", 1) == 1
 
 
+def computes_logits_twice(mesh: Mapping[str, int], platform: str) -> bool:
+    """Whether training does, on devices of this platform ("cpu", "gpu", "cuda", "tpu"); `mesh` as above."""
+    return platform == "tpu" or not forms_gradient(mesh)
+
+
 def parts_of(targets: int, vocab_size: int) -> int:
     """In how many parts a device takes its targets."""
     return min(-(-4 * targets * vocab_size // _LOGITS), _MOST_PARTS, targets)
 
 
-@jax.custom_vjp
-def _weighted_loss(hidden, embedding, bias, labels, weights):
-    (loss, correct), _ = _with_gradient(hidden, embedding, bias, labels, weights)
-    return loss, correct
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _weighted_loss(chunk, hidden, embedding, bias, labels, weights):
+    return _forward(chunk, hidden, embedding, bias, labels, weights)[0]
 
 
-def _with_gradient(hidden, embedding, bias, labels, weights):
+def _by_targets(hidden, embedding, bias, labels, weights):
+    """Losses [N], which labels came first [N], and gradients of the weighted sum: hidden (float32), embedding, bias."""
     n, vocab = hidden.shape[0], embedding.shape[0]
     size = -(-n // parts_of(n, vocab))
     decoder = embedding.astype(hidden.dtype)
-    losses, correct, d_hidden = [], [], []
+    parts = []
     d_embedding = d_bias = None
     for start in range(0, n, size):
         h, y, w = (x[start : start + size] for x in (hidden, labels, weights))
-        if start:
-            # Not before the logits of the part before are done with.
-            h, d_hidden[-1], d_embedding, d_bias = jax.lax.optimization_barrier(
-                (h, d_hidden[-1], d_embedding, d_bias)
-            )
         logits = jnp.einsum("nd,vd->nv", h, decoder, preferred_element_type=jnp.float32) + bias
         largest, total = largest_and_total(logits)
         normaliser = largest + jnp.log(total)
@@ -116,28 +125,54 @@ def _with_gradient(hidden, embedding, bias, labels, weights):
         is_label = y[:, None] == jnp.arange(vocab)
         d_logits = (jnp.exp(logits - normaliser[:, None]) - is_label) * w[:, None]
         narrow = d_logits.astype(hidden.dtype)
-        losses.append(normaliser - target)
-        correct.append(target >= largest)
-        d_hidden.append(
-            jnp.einsum("nv,vd->nd", narrow, decoder, preferred_element_type=jnp.float32)
-        )
+        d_h = jnp.einsum("nv,vd->nd", narrow, decoder, preferred_element_type=jnp.float32)
         d_part = jnp.einsum("nv,nd->vd", narrow, h, preferred_element_type=jnp.float32)
         d_bias_part = narrow.sum(axis=0, dtype=jnp.float32)
         d_embedding = d_embedding + d_part if start else d_part
         d_bias = d_bias + d_bias_part if start else d_bias_part
-    losses = jnp.concatenate(losses)
-    gradient = jnp.concatenate(d_hidden), d_embedding, d_bias, losses
-    return ((losses * weights).sum(), jnp.concatenate(correct)), gradient
+        # Whoever uses d_h has the rest computed, too: left to itself, XLA:GPU looks up the labels' logits at the end of
+        # the whole step, and keeps all logits until then.
+        part = jax.lax.optimization_barrier((normaliser - target, target >= largest, d_h))
+        if start + size < n:  # the next part begins when this one's logits are done with
+            hidden, d_embedding, d_bias, part = jax.lax.optimization_barrier(
+                (hidden, d_embedding, d_bias, part)
+            )
+        parts.append(part)
+    losses, correct, d_hidden = map(jnp.concatenate, zip(*parts, strict=True))
+    return losses, correct, d_hidden, d_embedding, d_bias
 
 
-def _forward(hidden, embedding, bias, labels, weights):
-    result, gradient = _with_gradient(hidden, embedding, bias, labels, weights)
+def _by_classes(chunk, hidden, embedding, bias, labels, weights):
+    """The same by chunks of classes, whose logits are computed again."""
+    chunks = chunks_of(embedding.shape[0], chunk)
+    losses, gradients, correct = jax.vjp(
+        lambda *inputs: device_losses(chunks, *inputs, labels),
+        hidden,
+        embedding,
+        bias,
+        has_aux=True,
+    )
+    d_hidden, d_embedding, d_bias = gradients(weights)
+    return losses, correct, d_hidden.astype(jnp.float32), d_embedding, d_bias
+
+
+def _forward(chunk, hidden, embedding, bias, labels, weights):
+    losses, correct, *gradient = jax.lax.platform_dependent(
+        hidden,
+        embedding,
+        bias,
+        labels,
+        weights,
+        tpu=functools.partial(_by_classes, chunk),
+        default=_by_targets,
+    )
     # An empty array for its dtype: the gradient of the hidden states stays float32 until it is scaled.
-    return result, (gradient, jnp.zeros(0, hidden.dtype))
+    residuals = (*gradient, losses, jnp.zeros(0, hidden.dtype))
+    return ((losses * weights).sum(), correct), residuals
 
 
-def _backward(residuals, cotangents):
-    (d_hidden, d_embedding, d_bias, losses), like_hidden = residuals
+def _backward(chunk, residuals, cotangents):
+    d_hidden, d_embedding, d_bias, losses, like_hidden = residuals
     scale, _ = cotangents  # of the loss; `correct` is boolean and has no gradient
     return (
         (d_hidden * scale).astype(like_hidden.dtype),

@@ -96,6 +96,20 @@ def test_equals_float64(monkeypatch, vocab, parts, scale):
     assert_equal(ours, reference, 1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_way_of_tpus_equals_float64(monkeypatch, problem, dtype):
+    monkeypatch.setattr(
+        jax.lax,
+        "platform_dependent",
+        lambda *x, **ways: ways["tpu"](*x) if "tpu" in ways else ways["default"](*x),
+    )
+    hidden, embedding, *rest = problem
+    rounded = [np.asarray(jnp.asarray(x, dtype), np.float64) for x in (hidden, embedding)]
+    same = (*rounded, *rest)
+    tolerance = {"float32": 1e-5, "bfloat16": 2**-7}[dtype]
+    assert_equal(gradient(same, dtype), by_torch(*same), tolerance)
+
+
 @pytest.mark.parametrize("parts", [1, 4])
 def test_bfloat16_is_within_rounding_of_the_same_inputs(monkeypatch, problem, parts):
     in_parts(monkeypatch, problem, parts)
