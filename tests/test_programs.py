@@ -376,7 +376,8 @@ def test_paths_that_no_program_writes_to(bucket, tmp_path, monkeypatch, capsys):
     assert use_compile_cache("~/compiled") == Path.home() / "compiled"
     assert run("import_hf", "http://there", tmp_path / "out", monkeypatch) == 2
     *_, line = capsys.readouterr().err.splitlines()
-    assert "http://there/hf: http:// is not read or written here; use gs://BUCKET/..." in line
+    assert "http://there/hf: http:// is not read or written here, unless it is text" in line
+    assert "use gs://BUCKET/..." in line
 
 
 # --- JSON ---

@@ -388,6 +388,7 @@ def children(process) -> list[int]:
     return sorted(map(int, listed.stdout.split()))
 
 
+@pytest.mark.slow  # minutes; stages alone are held by the tests above
 def test_dead_silent_and_interrupted_processes(start, one_process, tmp_path):
     """A job ends when one of its processes dies, hangs or is told to stop, and goes on with any number of them.
 

@@ -242,6 +242,7 @@ def learnt():
     return mesh, config, params, text, held_out
 
 
+@pytest.mark.slow
 def test_a_shrunk_model_learns_faster_than_a_new_one(learnt):
     mesh, config, params, text, held_out = learnt
     small = byte_config(hidden_size=32, num_heads=2)
