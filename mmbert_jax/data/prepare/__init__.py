@@ -13,8 +13,8 @@ jobs run in a pool of processes (workers.py) or on the machines of a Ray cluster
 stays where a run is interrupted.
 
 Memory: in stage 1 a piece's tokens, twice, for each process; in stage 2 the tokens of one deal. On the disk the parts
-take 4 bytes a token until the corpus is complete. A deal reads its range of every part that has its language: so many
-requests are made as there are parts times deals, 2 million for 25G tokens of one language.
+take 4 bytes a token until the corpus is complete. A deal reads its range of every part that has its language, up
+to some 2G tokens of them: so a part is asked for 64 ranges at most, 8 million requests for 1T tokens of one language.
 """
 
 from mmbert_jax.data.prepare.output import check_output

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmbert_jax.data.corpus import DOCUMENT_BITS, SPLITS
+from mmbert_jax.data.corpus import SPLITS
 from mmbert_jax.data.prepare.documents import COLUMNS, Documents, Size, place_of
 from mmbert_jax.data.prepare.hold_out import Share, Shares, total
-from mmbert_jax.data.prepare.parts import read_columns, read_documents, read_kept
+from mmbert_jax.data.prepare.parts import corpus_ids, read_columns, read_documents, read_kept
 from mmbert_jax.data.prepare.workers import Run
 from mmbert_jax.data.shards import SUFFIX
 from mmbert_jax.places import Place
@@ -23,7 +23,6 @@ PART_TOKENS = 1 << 25
 DEALT_TOGETHER = 1 << 31
 # Blocks of which one job looks at the hashes.
 _SURVEYED = 64
-_SHIFT, _NUMBER = np.uint64(DOCUMENT_BITS), np.uint64((1 << DOCUMENT_BITS) - 1)
 
 
 @dataclass(frozen=True)
@@ -198,7 +197,7 @@ def read_deal(deal: Deal, folder: Place, moved: np.ndarray) -> Documents:
         columns[document : document + n] = found.columns
         tokens[token : token + t] = found.tokens
         ids = columns["id"][document : document + n]
-        ids[:] = cut.first_ids[ids >> _SHIFT] + (ids & _NUMBER)
+        ids[:] = corpus_ids(ids, cut.first_ids)
         document, token = document + n, token + t
     if (document, token) != (deal.size.documents, deal.size.tokens):
         raise OSError(f"{folder}: {document} documents where {deal.size.documents} were written")

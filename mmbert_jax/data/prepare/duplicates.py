@@ -14,12 +14,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from mmbert_jax.data.corpus import DOCUMENT_BITS
 from mmbert_jax.data.prepare.documents import place_of, size_of
 from mmbert_jax.data.prepare.parts import (
     Block,
     Key,
     Part,
+    corpus_ids,
     read_columns,
     read_range,
     remove_parts,
@@ -34,7 +34,6 @@ _GROUP = 64  # parts
 # Documents of a range. Sorting them takes some 60 bytes each.
 _RANGE = 1 << 23
 _KEY = np.dtype([("hash", "<u8"), ("id", "<u8")])
-_SHIFT, _NUMBER = np.uint64(DOCUMENT_BITS), np.uint64((1 << DOCUMENT_BITS) - 1)
 
 # Part, and of each of its slices what has to be added to a number for the document's id.
 _Group = tuple[tuple[Part, np.ndarray], ...]
@@ -80,7 +79,7 @@ def write_keys(job: tuple[Place, int, _Group, int]) -> np.ndarray:
             columns = read_columns(folder, block)
             key = np.empty(len(columns), _KEY)
             key["hash"] = columns["hash"]
-            key["id"] = first[columns["id"] >> _SHIFT] + (columns["id"] & _NUMBER)
+            key["id"] = corpus_ids(columns["id"], first)
             keys.append(key)
     found = np.concatenate([np.empty(0, _KEY), *keys])
     order, bounds = _in_ranges(found["hash"], n)

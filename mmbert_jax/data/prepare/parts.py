@@ -36,6 +36,7 @@ from mmbert_jax.places import Place, absolute, files_under, is_remote, label, ve
 
 Key = tuple[str, str]  # split, language
 _VERSION = 2
+_SHIFT, _NUMBER = np.uint64(DOCUMENT_BITS), np.uint64((1 << DOCUMENT_BITS) - 1)
 _TOKENS, _INDEX, _KEPT = ".tokens", ".index", ".kept"
 _OURS = re.compile(rf"[0-9a-f]{{32}}({_TOKENS}|{_INDEX}|{_KEPT})|(corpus|duplicates)(/.*)?|\..*")
 
@@ -249,6 +250,11 @@ def first_ids(pieces: Sequence[Piece], parts: Iterable[Part]) -> dict[str, np.nd
             records += counted
         found[part.name] = np.array(first, np.uint64)
     return found
+
+
+def corpus_ids(ids: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """A part's documents' ids in the corpus, uint64, from those in the part; `first` as in `first_ids`."""
+    return first[ids >> _SHIFT] + (ids & _NUMBER)
 
 
 def write_kept(folder: Place, name: str, kept: np.ndarray) -> None:
